@@ -1,0 +1,22 @@
+"""The algorithms: pure functions on tensors, and the rows that name them. Imports torch and the standard library only.
+
+    advantage   rewards (P,G) → advantage (P,G)
+    credit      rollout log-probs (B,T) → how the advantage of a sample is shared out over its tokens (B,T)
+    loss        log-probs, advantage, weights → one scalar, and metrics
+    rows        which of these an algorithm uses, one frozen record each
+
+P prompts, G samples of each, B = P·G, T image tokens, V codes. All is computed in float32, whatever comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def unknown(kind: str, value: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is in no table: it says what was meant, what was given and what is near or known."""
+    names = sorted(known)
+    near = get_close_matches(value, names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
+    return ValueError(f"unknown {kind} '{value}'{hint}")

@@ -1,0 +1,461 @@
+"""Every setting of every command, as typed dataclasses; the string under a field is its sentence in `--help`.
+
+    config = TrainConfig(algorithm="grpo", steps=10)   # or load_config("configs/shapesworld_grpo.yaml")
+    validate(config)                                   # UserError that names the field, its value, and the cure
+    save_config(config, "config.yaml")
+
+Flags and YAML keys are made out of these classes (`gcpo_t2i.cli`): a new field is a new flag, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from gcpo_t2i.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+
+BOUNDS = {
+    "> 0": lambda x: x > 0,
+    ">= 0": lambda x: x >= 0,
+    "in (0, 1)": lambda x: 0 < x < 1,
+    "in [0, 1)": lambda x: 0 <= x < 1,
+    "in (0, 1]": lambda x: 0 < x <= 1,
+}
+
+
+def bounded(default: T, bound: str) -> T:
+    """A dataclass field with a default and a bound, one of `BOUNDS`, that `validate` enforces on it (None passes)."""
+    return field(default=default, metadata={"bound": bound})
+
+
+@dataclass
+class RewardConfig:
+    """One reward of the weighted sum."""
+
+    name: str
+    """clip, aesthetic or geneval; or your own as pkg.module:name or path/to/file.py:name."""
+    weight: float = 1.0
+    """Its factor in the sum of all rewards."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Its settings, for instance {score: dense} for geneval (strict, partial or dense)."""
+
+
+@dataclass
+class CreditConfig:
+    """Which tokens of an image get how much of its advantage."""
+
+    rule: str | None = None
+    """uniform, guidance, or random (guidance weights in shuffled places); null = what the algorithm uses."""
+    contrast: str = "k3"
+    """How the predictions with and without the prompt are compared: k3, exact_kl, abs, log_ratio or js."""
+    normaliser: str = "power_rank"
+    """How contrasts become weights with mean 1: power_rank, mean, softmax or none."""
+    top: float = bounded(0.4, "in (0, 1)")
+    """power_rank: this share of an image's tokens ..."""
+    mass: float = bounded(0.8, "in (0, 1)")
+    """power_rank: ... holds this share of its credit; equal to credit.top means uniform credit."""
+    temperature: float = bounded(1.0, "> 0")
+    """softmax: temperature, in nats; higher is more uniform."""
+
+
+@dataclass
+class LossConfig:
+    """The policy loss; null leaves to the algorithm what it defines itself."""
+
+    surrogate: str | None = None
+    """Importance ratio that is clipped: token (per token) or sequence (per image, as in GSPO)."""
+    averaging: str | None = None
+    """sequence = every image weighs the same, token = every token weighs the same."""
+    advantage_scale: str | None = None
+    """Rewards minus their group's mean are divided by the standard deviation of the group, of the batch, or by none."""
+    clip_low: float | None = bounded(None, "in (0, 1]")
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float | None = bounded(None, "> 0")
+    """The ratio is clipped above at 1 + clip_high."""
+    beta: float = bounded(0.0, ">= 0")
+    """Factor of the KL divergence to the starting model; 0 = no KL term, and no second model in memory."""
+    kl_reweight: bool = False
+    """Halve the KL penalty on tokens with much credit (needs beta > 0)."""
+    entropy_coef: float = bounded(0.0, ">= 0")
+    """Factor of the entropy bonus."""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its learning rate."""
+
+    learning_rate: float = bounded(1e-4, "> 0")
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running mean of the gradient and of its square."""
+    weight_decay: float = bounded(0.0, ">= 0")
+    """Decoupled weight decay."""
+    warmup_steps: int = bounded(2, ">= 0")
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: cosine falls to 0 at the last step."""
+    max_grad_norm: float = bounded(1.0, "> 0")
+    """Gradients longer than this are scaled down to it."""
+
+
+def _eval_rewards() -> list[RewardConfig]:
+    return [RewardConfig("geneval", kwargs={"score": "strict"}), RewardConfig("clip"), RewardConfig("aesthetic")]
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation on held-out prompts, before the first step, every eval_every steps, and at the end."""
+
+    prompts: str = "shapesworld:heldout"
+    """Where the prompts come from; see train_prompts."""
+    num_prompts: int = bounded(120, "> 0")
+    """How many prompts are used, balanced over their tags."""
+    samples_per_prompt: int = bounded(2, "> 0")
+    """Images per prompt."""
+    batch_size: int = bounded(60, "> 0")
+    """Images sampled at a time."""
+    seed: int = bounded(1234, ">= 0")
+    """Seed of the evaluation's own random numbers: the same at every evaluation and in every run."""
+    rewards: list[RewardConfig] = field(default_factory=_eval_rewards)
+    """Scores to report; their weights are not used."""
+
+
+@dataclass
+class LogConfig:
+    """What is written besides metrics.jsonl."""
+
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    """Trackers that receive the metrics: tensorboard, wandb, trackio."""
+    project: str = "gcpo-t2i"
+    """Project name at wandb and trackio."""
+    images_every: int = bounded(10, ">= 0")
+    """Save a grid of samples (PNG) every so many steps; 0 = never."""
+
+
+def _train_rewards() -> list[RewardConfig]:
+    return [RewardConfig("geneval", kwargs={"score": "dense"})]
+
+
+@dataclass
+class TrainConfig:
+    """The run."""
+
+    model: str = "shapesworld"
+    """What is trained: shapesworld (the model that ships with the package) or a policy folder."""
+    algorithm: str = "guidance_gcpo"
+    """guidance_gcpo, grpo, dapo, gspo, or the control random_credit."""
+    output_dir: str | None = None
+    """Folder for metrics, images and the trained model; null = the first unused runs/ALGORITHM-N."""
+    steps: int = bounded(40, "> 0")
+    """Optimizer steps (rollouts, if updates_per_rollout is 1)."""
+    seed: int = bounded(0, ">= 0")
+    """Seed of everything random in training."""
+    train_prompts: str = "shapesworld:train"
+    """shapesworld:train, or a .txt file (a prompt per line), or a .jsonl file (GenEval's metadata format)."""
+    prompts_per_step: int = bounded(8, "> 0")
+    """Different prompts per step, over all processes."""
+    group_size: int = bounded(8, "> 0")
+    """Images per prompt, which are compared with each other."""
+    guidance: float = bounded(3.0, ">= 0")
+    """Scale of classifier-free guidance while sampling; 1 = none."""
+    temperature: float = bounded(1.0, "> 0")
+    """Sampling temperature."""
+    top_k: int = bounded(0, ">= 0")
+    """Sample among the k most likely codes; 0 = all."""
+    top_p: float = bounded(1.0, "in (0, 1]")
+    """Sample among the most likely codes that together hold this probability; 1 = all."""
+    scoring: Literal["conditional", "guided"] = "conditional"
+    """Whose log-probability is trained: the model's under the prompt, or that of the guided mixture that sampled."""
+    updates_per_rollout: int = bounded(1, "> 0")
+    """Optimizer updates on each batch of images."""
+    micro_batch_size: int = bounded(32, "> 0")
+    """Images per forward and backward pass; changes memory and speed, not the gradient."""
+    eval_every: int = bounded(0, ">= 0")
+    """Evaluate every so many steps; 0 = only before the first and after the last."""
+    save_every: int = bounded(20, ">= 0")
+    """Save a checkpoint to resume from every so many steps; 0 = only at the end."""
+    resume: bool = False
+    """Go on with the run in output_dir, with its settings unless they are given again."""
+    overwrite: bool = False
+    """Delete what is in output_dir."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; null = cuda if there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the model's layers; auto = bfloat16 on cuda, else float32. Losses are always float32."""
+    rewards: list[RewardConfig] = field(default_factory=_train_rewards)
+    """A list of {name, weight, kwargs}: clip, aesthetic, geneval, or your own as pkg.module:name or file.py:name; the
+    factor in the sum; settings."""
+    credit: CreditConfig = field(default_factory=CreditConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass
+class SampleConfig:
+    """Images from prompts."""
+
+    model: str = "shapesworld"
+    """shapesworld (the model that ships with the package) or a policy folder, such as a run's."""
+    prompt: str | None = None
+    """The prompt; or give a file with prompts."""
+    prompts: str | None = None
+    """Many prompts: shapesworld:heldout, shapesworld:train, or a .txt or .jsonl file."""
+    negative: str | None = None
+    """What guidance leads away from; null = the model's own empty prompt. A prompt's own (.jsonl) goes first."""
+    num_images: int = bounded(4, "> 0")
+    """Images per prompt."""
+    batch_size: int = bounded(32, "> 0")
+    """Images sampled at a time."""
+    guidance: float = bounded(3.0, ">= 0")
+    """Scale of classifier-free guidance; 1 = none."""
+    temperature: float = bounded(1.0, "> 0")
+    """Sampling temperature."""
+    top_k: int = bounded(0, ">= 0")
+    """Sample among the k most likely codes; 0 = all."""
+    top_p: float = bounded(1.0, "in (0, 1]")
+    """Sample among the most likely codes that together hold this probability; 1 = all."""
+    seed: int = bounded(0, ">= 0")
+    """Same seed, same images."""
+    out: str = "samples"
+    """Folder for the images and their grid."""
+    overwrite: bool = False
+    """Replace images that are already there."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; null = cuda if there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the model's layers; auto = bfloat16 on cuda, else float32."""
+
+
+@dataclass
+class PretrainConfig:
+    """The checkpoints that ship with the package, made again from nothing."""
+
+    stage: Literal["all", "vq", "generator", "clip", "aesthetic"] = "all"
+    """What to train: one of the four, each needing those before it, or all."""
+    output_dir: str = "checkpoints"
+    """Folder for the checkpoints."""
+    vq_steps: int = bounded(6000, "> 0")
+    """Optimizer steps of the image tokenizer."""
+    generator_steps: int = bounded(12000, "> 0")
+    """Optimizer steps of the generator."""
+    clip_steps: int = bounded(3000, "> 0")
+    """Optimizer steps of the tiny CLIP."""
+    aesthetic_steps: int = bounded(1000, "> 0")
+    """Optimizer steps of the aesthetic head."""
+    seed: int = bounded(0, ">= 0")
+    """Seed of everything random."""
+    threads: int = bounded(0, ">= 0")
+    """CPU threads; 0 = all cores."""
+    resume: bool = False
+    """Go on with what is in output_dir."""
+    overwrite: bool = False
+    """Delete what is in output_dir."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; null = cuda if there is one."""
+
+
+Config = TrainConfig | SampleConfig | PretrainConfig
+
+
+class ConfigError(UserError):
+    """A setting that cannot be; `key` is its dotted name, by which the command line says which file it came from."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def suggest(value: str, known: Iterable[str]) -> str:
+    """`did_you_mean`, but 'gcpo' and its misspelling 'gpco' mean 'guidance_gcpo', where difflib would say 'grpo'."""
+    names = list(known)
+    letters = [name for name in names if sorted(name.rpartition("_")[2]) == sorted(value)]
+    return f"; did you mean '{letters[0]}'?" if letters else did_you_mean(value, names)
+
+
+def validate(config: Config) -> None:
+    """Raises ConfigError for the first setting, or pair of settings, that no command could work with."""
+    for key, value, bound in _bounded_values(config):
+        if value is not None and not (math.isfinite(value) and BOUNDS[bound](value)):
+            raise ConfigError(key, f"{key} must be {bound}, not {value}")
+    if isinstance(config, TrainConfig):
+        _check_train(config)
+    if isinstance(config, SampleConfig) and (config.prompt is None) == (config.prompts is None):
+        raise ConfigError("prompt", "give either --prompt 'a photo of a red circle' or --prompts FILE")
+    if not isinstance(config, SampleConfig) and config.resume and config.overwrite:
+        raise ConfigError("resume", "resume and overwrite exclude each other; drop one of them")
+    if not isinstance(config, SampleConfig) and config.resume and config.output_dir is None:
+        raise ConfigError("resume", "resume which run? Name its folder with --output_dir")
+
+
+def resolve_algorithm(config: TrainConfig) -> tuple[Any, Any]:
+    """The `algo.rows.Algorithm` with the parts that the config replaces, and the `algo.credit.CreditSettings`.
+
+    Imports torch. The types are not written out, because jsonargparse would execute their imports for every --help.
+    Raises ConfigError for unknown names, with the nearest one, and for parts that do not go together.
+    """
+    from gcpo_t2i.algo import advantage, credit, loss, rows
+
+    names = {
+        "algorithm": (config.algorithm, rows.ROWS),
+        "credit.rule": (config.credit.rule, credit.CREDITS),
+        "credit.contrast": (config.credit.contrast, credit.CONTRASTS),
+        "credit.normaliser": (config.credit.normaliser, credit.NORMALISERS),
+        "loss.surrogate": (config.loss.surrogate, loss.SURROGATES),
+        "loss.averaging": (config.loss.averaging, loss.AVERAGING),
+        "loss.advantage_scale": (config.loss.advantage_scale, advantage.SCALES),
+    }
+    for key, (value, known) in names.items():
+        if value is not None and value not in known:
+            raise ConfigError(key, f"{key} '{value}' is unknown{suggest(value, known)}")
+    parts = ("surrogate", "averaging", "advantage_scale", "clip_low", "clip_high")
+    replaced = {name: getattr(config.loss, name) for name in parts}
+    weights = {name: value for name, value in vars(config.credit).items() if name != "rule"}
+    try:
+        return rows.resolve(config.algorithm, credit=config.credit.rule, **replaced), credit.CreditSettings(**weights)
+    except ValueError as error:
+        raise ConfigError("credit", str(error)) from error
+
+
+def _check_train(config: TrainConfig) -> None:
+    resolve_algorithm(config)
+    if config.group_size == 1:
+        raise ConfigError(
+            "group_size",
+            "group_size 1 leaves no group to compare an image with, and the advantage is normalised by group; "
+            "use group_size 2 or more",
+        )
+    if config.loss.kl_reweight and config.loss.beta == 0:
+        raise ConfigError("loss.kl_reweight", "loss.kl_reweight changes the KL term, which needs loss.beta > 0; set it")
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ConfigError("optim.betas", f"optim.betas must be in [0, 1), not {list(config.optim.betas)}")
+    for reward in config.rewards:
+        if not math.isfinite(reward.weight):
+            raise ConfigError("rewards", f"rewards: the weight of '{reward.name}' must be finite, not {reward.weight}")
+    if not any(reward.weight for reward in config.rewards):
+        raise ConfigError("rewards", "rewards: at least one reward with a weight other than 0 is needed")
+    for key, rewards in {"rewards": config.rewards, "eval.rewards": config.eval.rewards}.items():
+        names = [reward.name for reward in rewards]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(key, f"{key}: '{name}' is there twice, and their scores would have one name")
+
+
+def _bounded_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, value, bound) of every field that has a bound."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _bounded_values(value, f"{prefix}{item.name}.")
+        elif "bound" in item.metadata:
+            yield prefix + item.name, value, item.metadata["bound"]
+
+
+def next_run_dir(algorithm: str, root: str | Path = "runs") -> Path:
+    """The first unused ROOT/ALGORITHM-N, N = 1, 2, …"""
+    number = 1
+    while (path := Path(root) / f"{algorithm}-{number}").exists():
+        number += 1
+    return path
+
+
+def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool | None = None) -> Path:
+    """The folder as a path, if a command may write to it; creates and deletes nothing. `resume` None: it cannot resume.
+
+    Raises ConfigError if it holds files and neither `resume` nor `overwrite` is set, if nothing is there to resume, or
+    if replacing it would delete the current folder.
+    """
+    path = Path(output_dir)
+    if path.exists() and not path.is_dir():
+        raise ConfigError("output_dir", f"output folder '{path}' is a file; name another folder")
+    used = path.is_dir() and any(path.iterdir())
+    if resume and not used:
+        raise ConfigError("output_dir", f"output folder '{path}' holds no run to resume; drop --resume to start one")
+    if overwrite and path.resolve() in (Path.cwd(), *Path.cwd().parents, Path.home()):
+        raise ConfigError(
+            "output_dir", f"output folder '{path}' holds the current folder; name one that may be deleted"
+        )
+    if used and not (resume or overwrite):
+        cures = (
+            "--overwrite to replace it" if resume is None else "--resume to go on with it, --overwrite to replace it"
+        )
+        raise ConfigError("output_dir", f"output folder '{path}' already holds files; add {cures}, or name another")
+    return path
+
+
+class Loader(yaml.SafeLoader):
+    """Takes 1e-4 for a number, as everybody but YAML 1.1 does, and a repeated key for an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: list[Any] = []  # a list, since a key may be unhashable: the base class says so
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                problem = f"the key '{key}' is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.append(key)
+        return super().construct_mapping(node, deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes what `Loader` would take for a number."""
+
+
+for _kind in (Loader, Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
+
+
+def to_yaml(config: Config) -> str:
+    """All settings as YAML, except those that concern one invocation only (resume, overwrite)."""
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("resume", "overwrite")}
+    if isinstance(config, TrainConfig):
+        settings["optim"]["betas"] = list(config.optim.betas)  # YAML has no tuples
+    return yaml.dump(settings, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Writes `to_yaml` to a file, which `--config` and `load_config` read."""
+    Path(path).write_text(to_yaml(config), encoding="utf-8")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The settings in a file, {} if it is empty. Raises UserError, which names the file and the line."""
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(f"{path}: not UTF-8 (byte 0x{byte:02x} at offset {error.start})") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({error})") from error
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: expected lines like 'steps: 40', got a {type(content).__name__}")
+    return content or {}
+
+
+def load_config(path: str | Path, kind: type[Any] = TrainConfig) -> Any:
+    """The `kind` of config that a YAML file holds, validated, with defaults where it is silent.
+
+    Raises UserError, which names the file.
+    """
+    from gcpo_t2i.cli import parse  # here, because the command line is built on this module
+
+    return parse(kind, [f"--config={path}"])

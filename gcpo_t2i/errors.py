@@ -1,0 +1,17 @@
+"""The one exception that the command line prints as a single line instead of a stack trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message names the thing, the value, and the cure."""
+
+
+def did_you_mean(value: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for a near match, else `; known: a, b, c`. To be appended to an error message."""
+    names = sorted(known)
+    near = get_close_matches(value, names, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"

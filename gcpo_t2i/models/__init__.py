@@ -1,0 +1,31 @@
+"""Policies: the contract, the decoding engine, and one module per model family.
+
+Importing this package is cheap: transformers and diffusers come in with the family that is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gcpo_t2i.models.folder import read_index
+
+if TYPE_CHECKING:
+    import torch
+
+    from gcpo_t2i.models.policy import Policy
+
+FAMILIES = {"LlamaGenPolicy": "gcpo_t2i.models.llamagen"}
+
+
+def load_policy(
+    folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Policy:
+    """The policy saved in `folder`, of whatever family its model_index.json names; dtype None is float32.
+
+    UserError names what is missing, unknown, newer than this version, or of the wrong shape.
+    """
+    from importlib import import_module
+
+    name = read_index(folder, FAMILIES)["_class_name"]
+    return getattr(import_module(FAMILIES[name]), name).from_pretrained(folder, device=device, dtype=dtype)

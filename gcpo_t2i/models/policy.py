@@ -1,0 +1,125 @@
+"""What every autoregressive image policy offers to training, and the records that pass between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Encoded captions. Rows are captions, padded LEFT to the model's fixed caption length L."""
+
+    states: Tensor  # (N, L, D) text-encoder states, zero where padded
+    mask: Tensor  # (N, L) bool, True on caption tokens; the last column is always True
+
+    def __len__(self) -> int:
+        return self.states.shape[0]
+
+    def __getitem__(self, index: Any) -> Condition:
+        """Rows by slice, list, or index tensor. A single int would drop the row dimension: pass [i]."""
+        return Condition(self.states[index], self.mask[index])
+
+    def repeat_interleave(self, n: int) -> Condition:
+        """Each row n times in a row: (P, …) → (P*n, …), groups contiguous."""
+        return Condition(self.states.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0))
+
+    @staticmethod
+    def cat(parts: Sequence[Condition]) -> Condition:
+        """Rows of several conditions of one model, one after another."""
+        return Condition(torch.cat([part.states for part in parts]), torch.cat([part.mask for part in parts]))
+
+    def to(self, device: torch.device | str) -> Condition:
+        return Condition(self.states.to(device), self.mask.to(device))
+
+    def trimmed(self) -> Condition:
+        """Without the columns on the left that no row uses: (N, K, D), K ≥ 1 the longest caption.
+
+        Exact for every model whose padding is masked: what is cut was attended by nothing.
+        """
+        longest = max(1, int(self.mask.sum(1).max()))
+        return Condition(self.states[:, -longest:], self.mask[:, -longest:])
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled codes of B = P*G images, groups contiguous, and what the sampler knew about each code. No gradients.
+
+    `sample_logp` is under the guided mixture at the sampling temperature, before top-k and top-p; `cond_logp` and
+    `null_logp` are of the two branches at the same temperature. `stats` holds what was asked for of "exact_kl", "js"
+    (between the branches) and "entropy" (of the mixture that sampled).
+    """
+
+    tokens: Tensor  # (B, T) int64
+    cond_logp: Tensor  # (B, T) float32
+    null_logp: Tensor | None  # (B, T) float32; None when sampled without a null branch
+    sample_logp: Tensor  # (B, T) float32
+    stats: dict[str, Tensor] = field(default_factory=dict)  # each (B, T) float32
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Teacher-forced scores of given codes."""
+
+    logp: Tensor  # (B, T) float32
+    entropy: Tensor | None = None  # (B, T) float32
+
+
+class Policy(Protocol):
+    """An autoregressive text-to-image model: T = H*W codes, one after another. All implementations are nn.Modules."""
+
+    grid: tuple[int, int]  # (H, W) of the code map
+
+    def condition(self, texts: Sequence[str | None], like: Condition | None = None) -> Condition:
+        """Captions → Condition, without gradient. None is the model's own null prompt, under the mask of `like`'s row."""
+        ...
+
+    def sample(
+        self,
+        cond: Condition,
+        null: Condition | None,
+        *,
+        group: int,
+        guidance: float,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        stats: Collection[str] = (),
+    ) -> Rollout:
+        """P rows of cond and null → B = P*group samples of null + guidance * (cond − null), in logits."""
+        ...
+
+    def logp(
+        self,
+        cond: Condition,
+        tokens: Tensor,
+        *,
+        temperature: float = 1.0,
+        null: Condition | None = None,
+        guidance: float = 1.0,
+        entropy: bool = False,
+    ) -> Scores:
+        """Teacher-forced, differentiable log-probs of tokens (B, T). With `null`, of the guided mixture."""
+        ...
+
+    def set_trainable(self) -> list[torch.nn.Parameter]:
+        """Freezes what reinforcement learning leaves alone (text encoder, tokenizer); returns the rest."""
+        ...
+
+    def decode(self, tokens: Tensor) -> list[Image.Image]: ...
+
+    def encode(self, images: Any) -> Tensor: ...
+
+    def save_pretrained(self, folder: str | Path) -> None: ...
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self: ...

@@ -1,0 +1,227 @@
+"""What a run tells: `metrics.jsonl`, trackers, the live display, sample grids, and the summary at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gcpo_t2i.config import TrainConfig
+from gcpo_t2i.errors import UserError
+from gcpo_t2i.evaluate import Evaluation
+from gcpo_t2i.images import sample_grid
+from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.rollout import Batch
+
+Metrics = dict[str, float]
+
+TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+GRID_PROMPTS = 8  # rows of a sample grid
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drops the rows after `step`, which a run that goes on from there will write again."""
+    if not path.exists():
+        return
+    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _row_step(line) <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    partial.replace(path)
+
+
+def _row_step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")  # the last line of an interrupted run may be half written
+
+
+class Report:
+    """Everything that leaves the training loop goes through here; only the main process writes and shows."""
+
+    def __init__(self, config: TrainConfig, folder: Path, accelerator: Accelerator, start: int) -> None:
+        self.config, self.folder, self.accelerator, self.start = config, folder, accelerator, start
+        self.main = accelerator.is_main_process
+        self.console = Console(quiet=not self.main)
+        self.evaluations: list[tuple[int, Metrics]] = []
+        self.progress = Progress(
+            TextColumn("[bold]{task.description:>8}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+
+    def __enter__(self) -> Report:
+        for name in self.config.log.report_to:
+            _require_tracker(name)
+        self.accelerator.log_with = []
+        if self.config.log.report_to:
+            self._start_trackers()
+        if self.main:
+            truncate_metrics(self.folder / "metrics.jsonl", self.start)
+            self.evaluations = _read_evaluations(self.folder / "metrics.jsonl")
+        config = self.config
+        self.console.print(
+            f"[bold]{config.algorithm}[/] on {config.model}: {config.steps} steps of {config.prompts_per_step} prompts × "
+            f"{config.group_size} images, guidance {config.guidance:g}, {self.accelerator.device}, results in {self.folder}"
+        )
+        self.progress.start()
+        self.bar = self.progress.add_task("train", total=config.steps, completed=self.start, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.accelerator.end_training()
+
+    def _start_trackers(self) -> None:
+        from accelerate.tracking import filter_trackers
+
+        names = filter_trackers(list(self.config.log.report_to), self.folder)
+        self.accelerator.log_with = names
+        self.accelerator.project_configuration.logging_dir = str(self.folder)
+        self.accelerator.init_trackers(self.config.log.project, config=_flat(asdict(self.config)))
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A second bar while something other than training goes on; yields a function that takes what is done."""
+        bar = self.progress.add_task(name, total=total, note="")
+        try:
+            yield lambda done: self.progress.update(bar, completed=done)
+        finally:
+            self.progress.remove_task(bar)
+
+    def step(self, step: int, metrics: Metrics, batch: Batch) -> None:
+        self._write({"step": step, **metrics})
+        kl = f" kl {metrics['kl']:.4f}" if "kl" in metrics else ""
+        note = f"reward {metrics['reward']:.3f}{kl} entropy {metrics['entropy']:.2f} {metrics['images_per_second']:.1f} img/s"
+        self.progress.update(self.bar, completed=step, note=note)
+        if metrics["skipped"]:
+            self.console.print(f"[yellow]step {step}: the loss was not finite, update skipped")
+        every = self.config.log.images_every
+        if self.main and every and (step % every == 0 or step == self.config.steps):
+            self._save_samples(step, batch)
+
+    def _save_samples(self, step: int, batch: Batch) -> None:
+        group = batch.group
+        rows = [
+            (prompt.text, batch.images[p * group : (p + 1) * group], batch.rewards[p].tolist())
+            for p, prompt in enumerate(batch.prompts[:GRID_PROMPTS])
+        ]
+        path = self.folder / "samples" / f"step-{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        sample_grid(rows).save(path)
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        metrics = evaluation.metrics()
+        self.evaluations.append((step, metrics))
+        self._write({"step": step, **metrics})
+        main = next(iter(evaluation.scores))
+        if f"eval/{main}" in metrics:
+            score, half = metrics[f"eval/{main}"], metrics[f"eval/{main}_ci95"]
+            self.console.print(f"held-out {main} after step {step}: [bold]{score:.3f}[/] ± {half:.3f}")
+
+    def _write(self, row: Metrics) -> None:
+        if not self.main:
+            return
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.config.log.report_to:
+            self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+
+    def finish(self, policy: Policy) -> None:
+        """Saves the policy with its model card, and prints what came of the run and where to look next."""
+        self.progress.stop()
+        if not self.main:
+            return
+        policy.save_pretrained(self.folder / "policy")
+        (self.folder / "policy" / "README.md").write_text(self._model_card(), encoding="utf-8")
+        self.console.print(self._table())
+        self.console.print(
+            f"\nmetrics  {self.folder / 'metrics.jsonl'}\nsamples  {self.folder / 'samples'}\n"
+            f"policy   {self.folder / 'policy'}\n\nLook next:\n"
+            f'  gcpo-t2i sample --model {self.folder / "policy"} --prompt "a photo of a red circle and a blue square"\n'
+            f"  gcpo-t2i train --algorithm grpo --seed {self.config.seed}        # the same run with uniform credit"
+        )
+
+    def _table(self) -> Table:
+        (first, before), (last, after) = self.evaluations[0], self.evaluations[-1]
+        table = Table(title="Held-out prompts", title_justify="left")
+        for column in ("score", f"step {first}", f"step {last}", "change"):
+            table.add_column(column, justify="left" if column == "score" else "right")
+        for key in (key for key in after if not key.endswith("_ci95") and key in before):
+            change = after[key] - before[key]
+            cells = [f"{row[key]:.3f} ± {row[f'{key}_ci95']:.3f}" for row in (before, after)]
+            table.add_row(key.removeprefix("eval/"), *cells, f"{change:+.3f}")
+        return table
+
+    def _model_card(self) -> str:
+        (_, before), (step, after) = self.evaluations[0], self.evaluations[-1]
+        lines = [
+            f"| {key.removeprefix('eval/')} | {before[key]:.3f} | {after[key]:.3f} ± {after[f'{key}_ci95']:.3f} |"
+            for key in after
+            if not key.endswith("_ci95") and key in before
+        ]
+        config = self.config
+        return "\n".join(
+            [
+                "---",
+                "library_name: gcpo-t2i",
+                "pipeline_tag: text-to-image",
+                "---",
+                f"# {config.model} after {step} steps of {config.algorithm}",
+                "",
+                f"Trained with `gcpo-t2i train --config {self.folder / 'config.yaml'}` (seed {config.seed}), "
+                f"{config.prompts_per_step} prompts × {config.group_size} images per step, guidance {config.guidance:g}.",
+                "",
+                "```python",
+                "from gcpo_t2i.models import load_policy",
+                "",
+                f'policy = load_policy("{self.folder / "policy"}")',
+                "```",
+                "",
+                "| held-out score | before | after (95 %) |",
+                "|---|---|---|",
+                *lines,
+                "",
+            ]
+        )
+
+
+def _require_tracker(name: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(TRACKER_PACKAGES[name]) is None:
+        raise UserError(f"report_to '{name}' needs a package that is missing; pip install 'gcpo-t2i[{name}]'")
+
+
+def _read_evaluations(path: Path) -> list[tuple[int, Metrics]]:
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        (row["step"], {key: value for key, value in row.items() if key != "step"})
+        for row in rows
+        if any(key.startswith("eval/") for key in row)
+    ]
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of simple values, which is all that every tracker takes."""
+    if not isinstance(settings, dict):
+        simple = isinstance(settings, (int, float, str, bool))
+        return {prefix.rstrip("."): settings if simple else json.dumps(settings)}
+    return {key: value for name, inner in settings.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}

@@ -1,0 +1,178 @@
+"""Prompts → images, rewards and log-probs of one step: what an update learns from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gcpo_t2i.config import TrainConfig
+from gcpo_t2i.data import Prompt
+from gcpo_t2i.models.policy import Condition, Policy, Rollout
+from gcpo_t2i.scoring import RewardSet, Scores
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn: group size G, guidance scale, temperature, and truncation of the distribution."""
+
+    group: int
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Sampling:
+        return cls(config.group_size, config.guidance, config.temperature, config.top_k, config.top_p)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples, B = P·G rows with groups contiguous."""
+
+    prompts: list[Prompt]  # P
+    cond: Condition  # P rows
+    null: Condition | None  # P rows
+    rollout: Rollout  # B rows
+    images: list[Image.Image]  # B
+    scores: Scores  # name → B scores
+    rewards: Tensor  # (P, G) float32, the weighted sum
+    seconds: dict[str, float]  # "rollout" and "reward", wall clock
+
+    @property
+    def group(self) -> int:
+        return self.rewards.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What credit rules may ask for, each (B, T)."""
+        named = {"cond_logp": self.rollout.cond_logp, "null_logp": self.rollout.null_logp, **self.rollout.stats}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def groups(self, keep: Sequence[int]) -> Batch:
+        """Only the prompts with these indices, and their samples."""
+        rows = [p * self.group + g for p in keep for g in range(self.group)]
+        return replace(
+            self,
+            prompts=[self.prompts[p] for p in keep],
+            cond=self.cond[list(keep)],
+            null=None if self.null is None else self.null[list(keep)],
+            rollout=_rows(self.rollout, lambda tensor: tensor[rows]),
+            images=[self.images[row] for row in rows],
+            scores={name: [values[row] for row in rows] for name, values in self.scores.items()},
+            rewards=self.rewards[list(keep)],
+        )
+
+
+def _rows(rollout: Rollout, pick: Callable[[Tensor], Tensor]) -> Rollout:
+    return Rollout(
+        pick(rollout.tokens),
+        pick(rollout.cond_logp),
+        None if rollout.null_logp is None else pick(rollout.null_logp),
+        pick(rollout.sample_logp),
+        {name: pick(tensor) for name, tensor in rollout.stats.items()},
+    )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Batches one after another as one. All must have been sampled with the same settings."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(batch.rollout, name) for batch in batches])
+
+    rollout = Rollout(
+        joined("tokens"),
+        joined("cond_logp"),
+        None if first.rollout.null_logp is None else joined("null_logp"),
+        joined("sample_logp"),
+        {name: torch.cat([batch.rollout.stats[name] for batch in batches]) for name in first.rollout.stats},
+    )
+    return Batch(
+        prompts=[prompt for batch in batches for prompt in batch.prompts],
+        cond=Condition.cat([batch.cond for batch in batches]),
+        null=None if first.null is None else Condition.cat([batch.null for batch in batches if batch.null is not None]),
+        rollout=rollout,
+        images=[image for batch in batches for image in batch.images],
+        scores={name: [score for batch in batches for score in batch.scores[name]] for name in first.scores},
+        rewards=torch.cat([batch.rewards for batch in batches]),
+        seconds={key: sum(batch.seconds[key] for batch in batches) for key in first.seconds},
+    )
+
+
+def conditions(policy: Policy, prompts: Sequence[Prompt], with_null: bool = True) -> tuple[Condition, Condition | None]:
+    """Encoded prompts and, unless told otherwise, their null or negative prompts; P rows each."""
+    cond = policy.condition([prompt.text for prompt in prompts])
+    null = policy.condition([prompt.negative for prompt in prompts], like=cond) if with_null else None
+    return cond, null
+
+
+@torch.no_grad()
+def sample_batch(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    rewards: RewardSet,
+    sampling: Sampling,
+    generator: torch.Generator,
+    stats: Collection[str] = (),
+    need_null: bool = True,
+) -> Batch:
+    """Samples G images of each of P prompts, decodes and scores them.
+
+    The null branch runs where guidance or the credit (`need_null`) asks for it. UserError from the rewards.
+    """
+    start = time.perf_counter()
+    cond, null = conditions(policy, prompts, with_null=need_null or sampling.guidance != 1.0)
+    rollout = policy.sample(
+        cond,
+        null,
+        group=sampling.group,
+        guidance=sampling.guidance,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        generator=generator,
+        stats=stats,
+    )
+    images = policy.decode(rollout.tokens)
+    sampled = time.perf_counter()
+    scores = rewards.score(images, [prompt for prompt in prompts for _ in range(sampling.group)])
+    totals = torch.tensor(rewards.total(scores), dtype=torch.float32).view(len(prompts), sampling.group)
+    seconds = {"rollout": sampled - start, "reward": time.perf_counter() - sampled}
+    return Batch(list(prompts), cond, null, rollout, images, scores, totals, seconds)
+
+
+def collect(
+    sample: Callable[[Sequence[Prompt]], Batch],
+    prompts: Iterator[list[Prompt]],
+    keep: Callable[[Tensor], Tensor] | None,
+    max_rounds: int,
+) -> tuple[Batch, Tensor]:
+    """The batch to learn from, and the rewards (P', G) of all groups that were sampled for it.
+
+    `prompts` yields P prompts at a time. Where the algorithm names a `keep` rule (DAPO's dynamic sampling, arXiv
+    2503.14476), groups without signal are replaced by those of fresh prompts, for at most `max_rounds` rounds in all.
+    If fewer than P groups are left then, the batch is smaller; if none is, it is the last one drawn, with no signal.
+    """
+    batch = sample(next(prompts))
+    if keep is None:
+        return batch, batch.rewards
+    wanted, drawn = len(batch.prompts), [batch]
+    kept = [_with_signal(batch, keep)]
+    while sum(len(part.prompts) for part in kept) < wanted and len(drawn) < max_rounds:
+        drawn.append(sample(next(prompts)))
+        kept.append(_with_signal(drawn[-1], keep))
+    whole = join(kept)
+    seconds = {key: sum(part.seconds[key] for part in drawn) for key in batch.seconds}
+    chosen = whole.groups(range(min(wanted, len(whole.prompts)))) if whole.prompts else drawn[-1]
+    return replace(chosen, seconds=seconds), torch.cat([part.rewards for part in drawn])
+
+
+def _with_signal(batch: Batch, keep: Callable[[Tensor], Tensor]) -> Batch:
+    return batch.groups(keep(batch.rewards).nonzero().flatten().tolist())

@@ -1,0 +1,82 @@
+"""Before the first step: devices, the model, the run folder."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from gcpo_t2i.config import TrainConfig, check_output_dir, next_run_dir, save_config
+from gcpo_t2i.errors import UserError
+from gcpo_t2i.models import load_policy
+from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.shapes import checkpoint_path
+
+EMBEDDED_MODEL = "shapesworld"
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """`cuda` if there is one, else `cpu`, unless named. UserError for a device that is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device '{name}' is unknown; use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA devices found); drop --device")
+    return device
+
+
+def use_bfloat16(dtype: str, device: torch.device) -> bool:
+    return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    device = resolve_device(config.device)
+    precision = "bf16" if use_bfloat16(config.dtype, device) else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    if config.prompts_per_step % accelerator.num_processes:
+        raise UserError(
+            f"prompts_per_step {config.prompts_per_step} cannot be split evenly over {accelerator.num_processes} "
+            "processes; use a multiple"
+        )
+    return accelerator
+
+
+def load_model(name: str, device: torch.device) -> Policy:
+    """The shipped model for `shapesworld`, else the policy folder of that name. Weights are float32: autocast lowers them."""
+    return load_policy(checkpoint_path("generator") if name == EMBEDDED_MODEL else name, device=device)
+
+
+def open_run(config: TrainConfig, accelerator: Accelerator) -> Path:
+    """Makes the run folder and writes the resolved config. UserError if it holds a run that neither flag allows to touch."""
+    folder = Path(config.output_dir or next_run_dir(config.algorithm))
+    check_output_dir(folder, overwrite=config.overwrite, resume=config.resume)
+    if accelerator.is_main_process:
+        if config.overwrite and folder.exists():
+            _remove_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config.output_dir = str(folder)
+        save_config(config, folder / "config.yaml")
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def _remove_run(folder: Path) -> None:
+    """Deletes a run. UserError for a folder that holds files but no run: it may be anything of the user's."""
+    if any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+        raise UserError(f"output folder '{folder}' holds files that no run wrote; --overwrite only replaces runs")
+    shutil.rmtree(folder)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far: allocated on a CUDA device, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,0 +1,77 @@
+"""The bridge to the `rewards` package, and the only module of `gcpo_t2i` that imports it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from PIL import Image
+
+from gcpo_t2i.config import RewardConfig
+from gcpo_t2i.data import Prompt, collate_columns
+from gcpo_t2i.errors import UserError
+
+Scores = dict[str, list[float | None]]
+
+
+def rewards_package() -> ModuleType:
+    """Our top-level package `rewards`. UserError names what shadows it: another distribution of that name exists."""
+    package = importlib.import_module("rewards")
+    if not hasattr(package, "load_reward"):
+        raise UserError(
+            f"the package 'rewards' that Python finds is not gcpo-t2i's: {package.__file__ or list(package.__path__)}; "
+            "uninstall that package, or run from a folder that does not hold a 'rewards' of its own"
+        )
+    return package
+
+
+@dataclass(frozen=True)
+class RewardSet:
+    """Loaded rewards by name, and the weights of their sum."""
+
+    rewards: dict[str, Any]  # name → rewards.Reward
+    weights: dict[str, float]
+    labels: dict[str, str]  # name → what tables and metrics call it: `geneval/strict`, or the function's own name
+
+    @classmethod
+    def load(cls, configs: Sequence[RewardConfig], device: str | None = None) -> RewardSet:
+        """Loads every reward; built-in models go to `device`. UserError for what cannot be loaded."""
+        package = rewards_package()
+        loaded = {}
+        for config in configs:
+            settings = dict(config.kwargs)
+            if device is not None and config.name in ("clip", "aesthetic"):
+                settings.setdefault("device", device)
+            loaded[config.name] = _mended(package.load_reward, config.name, **settings)
+        weights = {config.name: config.weight for config in configs}
+        return cls(loaded, weights, {config.name: _label(config, configs) for config in configs})
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Scores:
+        """Images and their prompts, both of length N → name → N scores (None: does not apply). UserError names a reward
+        that raises, or returns NaN, a value out of its range, or the wrong number of scores."""
+        texts, columns = [prompt.text for prompt in prompts], collate_columns(prompts)
+        package = rewards_package()
+        return {name: _mended(package.score, reward, images, texts, columns) for name, reward in self.rewards.items()}
+
+    def total(self, scores: Scores) -> list[float]:
+        """The weighted sum per image; what does not apply contributes 0."""
+        return _mended(rewards_package().weighted_sum, scores, self.weights)
+
+
+def _mended(call: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return call(*args, **kwargs)
+    except rewards_package().RewardError as error:
+        raise UserError(str(error)) from error
+
+
+def _label(config: RewardConfig, configs: Sequence[RewardConfig]) -> str:
+    """`geneval/strict` for a reward with a `score` setting, the function's name for `path/to/file.py:name`."""
+    short = config.name.rpartition(":")[2]
+    if sum(other.name.rpartition(":")[2] == short for other in configs) > 1:
+        short = config.name
+    score = config.kwargs.get("score")
+    return f"{short}/{score}" if isinstance(score, str) else short

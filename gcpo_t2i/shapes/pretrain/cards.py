@@ -1,0 +1,193 @@
+"""What a finished stage is worth, measured on held-out prompts, and the model card that says so.
+
+`scores.json` beside each card holds the same numbers for programs; it is written last and marks a finished stage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from open_clip import CLIP
+from PIL import Image
+from torch import Tensor, nn
+
+from gcpo_t2i.config import EvalConfig, RewardConfig, TrainConfig
+from gcpo_t2i.data import Prompt, load_prompts
+from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
+from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.rollout import Sampling
+from gcpo_t2i.scoring import RewardSet
+from gcpo_t2i.shapes.pretrain.aesthetic import correlation
+from gcpo_t2i.shapes.pretrain.clip import retrieval
+from gcpo_t2i.shapes.pretrain.fit import progress_bar
+from gcpo_t2i.shapes.pretrain.stream import SceneStream, to_pixels
+from gcpo_t2i.shapes.pretrain.vq import reconstruct
+from gcpo_t2i.shapes.prompts import TAGS, heldout_specs, sample_scene
+from gcpo_t2i.shapes.scenes import render
+
+Scores = dict[str, dict[str, float]]  # column of the card's table → row → value; "row_ci95" is a row's half-width
+
+HELD_OUT = "shapesworld:heldout"
+SEED = 1234  # of everything that is drawn for measuring
+SCORES_FILE = "scores.json"
+METRIC = "geneval/strict"
+CHUNK = 64  # images at a time
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    scenes: int = 600  # for the tokenizer, balanced over the six tags
+    images: int = 480  # from the generator, two per prompt, balanced over the tags, at each guidance scale
+    draws: int = 20  # of 64 captions, for the CLIP
+    batches: int = 8  # of pictures, for the aesthetic head
+
+
+def _strict() -> RewardSet:
+    return RewardSet.load([RewardConfig("geneval", kwargs={"score": "strict"})])
+
+
+def _by_tag(evaluation: Evaluation) -> dict[str, float]:
+    """`overall`, then every tag, each with its `_ci95`."""
+    rows: dict[str, float] = {}
+    for key, value in evaluation.metrics().items():
+        name = key.removeprefix(f"eval/{METRIC}").removeprefix("/")
+        rows[f"overall{name}" if name in ("", "_ci95") else name] = value
+    return rows
+
+
+def score_images(images: list[Image.Image], prompts: list[Prompt]) -> dict[str, float]:
+    """Strict GenEval with the `shapes` detector: N images and their N prompts → `overall` and a row for each tag."""
+    scores = _strict().score(images, prompts)["geneval"]
+    return _by_tag(Evaluation(prompts, {METRIC: scores}, images))
+
+
+def repaint(vq: VQModel, images: Tensor) -> Tensor:
+    """Images (N, 3, 48, 48) in [-1, 1] as they come back from the tokenizer."""
+    chunks = images.to(vq.device).split(CHUNK)
+    return to_pixels([image for chunk in chunks for image in reconstruct(vq, chunk)])
+
+
+def measure_vq(vq: VQModel, sizes: Sizes) -> Scores:
+    """Strict GenEval of perfect scenes, and of what the tokenizer leaves of them: the ceiling of any generator."""
+    rng = np.random.default_rng(SEED)
+    prompts = eval_prompts(
+        load_prompts(HELD_OUT), EvalConfig(num_prompts=sizes.scenes, samples_per_prompt=1, seed=SEED)
+    )
+    pictures = [render(sample_scene(dict(prompt.columns), rng)) for prompt in prompts]
+    decoded = [image for chunk in to_pixels(pictures).to(vq.device).split(CHUNK) for image in reconstruct(vq, chunk)]
+    columns = {"rendered": pictures, "reconstructed": decoded}
+    return {name: score_images([Image.fromarray(image) for image in found], prompts) for name, found in columns.items()}
+
+
+def measure_generator(policy: Policy, sizes: Sizes, device: torch.device) -> Scores:
+    """Strict GenEval of samples for held-out prompts, without guidance and with that of `gcpo-t2i train`."""
+    config = EvalConfig(num_prompts=sizes.images // 2, samples_per_prompt=2, seed=SEED)
+    prompts = eval_prompts(load_prompts(HELD_OUT), config)
+    scores: Scores = {}
+    for guidance in (1.0, TrainConfig().guidance):
+        with progress_bar() as progress:
+            bar = progress.add_task(f"guidance {guidance:g}", total=len(prompts), note="")
+            evaluation = evaluate(
+                policy,
+                prompts,
+                _strict(),
+                Sampling(1, guidance),
+                SEED,
+                config.batch_size,
+                device,
+                lambda done, progress=progress, bar=bar: progress.update(bar, completed=done),
+            )
+        scores[f"guidance {guidance:g}"] = _by_tag(evaluation)
+    return scores
+
+
+def measure_clip(model: CLIP, vq: VQModel, sizes: Sizes, device: torch.device) -> Scores:
+    """Image → text retrieval among 64 held-out captions of distinct meaning, on renderings and on reconstructions."""
+    balanced = dict.fromkeys(TAGS, 1.0)
+    scores: Scores = {}
+    for name, weights in {"uniform": None, "balanced": balanced}.items():
+        for pictures, paint in {"rendered": lambda images: images, "reconstructed": lambda x: repaint(vq, x)}.items():
+            scores[f"{name}, {pictures}"] = retrieval(
+                model, heldout_specs(), SEED, device, weights, draws=sizes.draws, repaint=paint
+            )
+    return scores
+
+
+def measure_aesthetic(clip: CLIP, head: nn.Module, sizes: Sizes, device: torch.device) -> Scores:
+    """Correlation of the head with its target on held-out scenes, over all pictures and over the undamaged ones."""
+    stream = SceneStream(heldout_specs(), 128, SEED)
+    return correlation(clip, head, stream, sizes.batches, device)
+
+
+# --- cards ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stage's result: what its card says. `parameters`: how many the shipped files hold."""
+
+    parameters: int
+    scores: Scores
+
+
+def parameter_count(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What the time depends on. Names the kind of machine, never the machine."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return {
+        "device": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+    }
+
+
+def _cell(rows: Mapping[str, float], row: str) -> str:
+    if row not in rows:
+        return ""
+    half = rows.get(f"{row}_ci95")
+    return f"{rows[row]:.3f}" if half is None else f"{rows[row]:.3f} ± {half:.3f}"
+
+
+def table(scores: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
+    """The lines of a Markdown table, one column per key."""
+    rows = dict.fromkeys(row for column in scores.values() for row in column if not row.endswith("_ci95"))
+    yield f"| | {' | '.join(scores)} |"
+    yield "|---" * (len(scores) + 1) + "|"
+    for row in rows:
+        yield f"| {row} | {' | '.join(_cell(column, row) for column in scores.values())} |"
+
+
+def write_card(folder: Path, title: str, text: str, facts: Mapping[str, Any], scores: Scores) -> None:
+    """Writes README.md, then scores.json, into `folder`. `facts`: command, steps, seed, seconds, parameters, machine."""
+    where = facts["machine"]
+    lines = [
+        *("---", "library_name: gcpo-t2i", "license: apache-2.0", "---", f"# {title}", "", text, ""),
+        *("```bash", facts["command"], "```", ""),
+        f"{facts['steps']} steps, seed {facts['seed']}: {facts['seconds'] / 60:.1f} minutes on {where['device']}, "
+        f"{where['threads']} threads of {where['cores']} cores, {where['dtype']}, torch {where['torch']}. "
+        f"{facts['parameters']:,} parameters.",
+        "",
+        *table(scores),
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    content = json.dumps({**facts, "scores": scores}, indent=2) + "\n"
+    partial = folder / f"{SCORES_FILE}.partial"
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, folder / SCORES_FILE)

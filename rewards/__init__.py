@@ -1,0 +1,161 @@
+"""Rewards: what an image is worth. A reward is a function
+
+    fn(images: list[PIL.Image], prompts: list[str], **columns: list) -> list[float | None]
+
+with one score per image; None says "does not apply to this sample". `columns` are the prompts' own fields, one entry
+per image, and a function gets those that it has parameters for. A class is made with its settings, then called so.
+A reward may declare `range = (low, high)` as an attribute; scores outside of it are then errors.
+
+    reward = load_reward("geneval", score="dense")         # built in: clip, aesthetic, geneval
+    reward = load_reward("my/folder/brightness.py:score")  # or "pkg.module:name"
+    scores = score(reward, images, prompts, columns)       # checked: number of scores, finite, in range
+
+Importing this package imports neither torch nor open_clip: each built-in loads what it needs when it is made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from rewards.errors import RewardError, did_you_mean
+from rewards.loading import load_object
+
+BUILT_IN = {
+    "aesthetic": "rewards.aesthetic:Aesthetic",
+    "clip": "rewards.clip:Clip",
+    "geneval": "rewards.geneval:GenEval",
+}
+
+# Rounding of a cosine or of a mean must not stop a run; a wrong scale (percent, logits) is off by far more.
+_RANGE_SLACK = 1e-4
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A loaded reward. `range`: the closed interval that its scores must lie in, None for no bound."""
+
+    name: str
+    fn: Callable[..., Sequence[float | None]]
+    range: tuple[float, float] | None = None
+
+
+def _make(name: str, target: Any, settings: Mapping[str, Any]) -> Callable[..., Any]:
+    """The callable behind a reward: a class is instantiated with its settings, a function is taken as it is."""
+    if not inspect.isclass(target):
+        if not callable(target):
+            raise RewardError(f"reward {name!r} is {type(target).__name__}, not a function or a class")
+        if settings:
+            raise RewardError(f"reward {name!r} is a function and takes no settings, got {', '.join(settings)}")
+        return target
+    parameters = inspect.signature(target).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for key in settings:
+            if key not in parameters:
+                raise RewardError(f"reward {name!r} has no setting {key!r}{did_you_mean(key, parameters)}")
+    try:
+        made = target(**settings)
+    except RewardError as error:
+        raise RewardError(f"reward {name!r}: {error}") from error
+    except Exception as error:
+        raise RewardError(f"reward {name!r} could not be made: {type(error).__name__}: {error}") from error
+    if not callable(made):
+        raise RewardError(f"reward {name!r}: objects of class {target.__name__} are not callable")
+    return made
+
+
+def load_reward(name: str, **settings: Any) -> Reward:
+    """A built-in reward by name, or any function or class by `pkg.module:name` or `path/to/file.py:name`.
+
+    `settings` go to the class. Raises RewardError for unknown names and settings and for code that fails to load.
+    """
+    if ":" not in name and name not in BUILT_IN:
+        raise RewardError(
+            f"reward {name!r} is unknown{did_you_mean(name, BUILT_IN)}; "
+            "your own is named as pkg.module:name or path/to/file.py:name"
+        )
+    try:
+        target = load_object(BUILT_IN.get(name, name))
+    except RewardError as error:
+        raise RewardError(f"reward {name!r}: {error}") from error
+    fn = _make(name, target, settings)
+    return Reward(name, fn, getattr(fn, "range", None))
+
+
+def _accepted(reward: Reward, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """The columns that the reward's signature names, all of them if it takes `**columns`."""
+    parameters = list(inspect.signature(reward.fn).parameters.values())[2:]
+    by_keyword = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in by_keyword if p.default is p.empty and p.name not in columns]
+    if missing:
+        have = ", ".join(columns) or "none"
+        raise RewardError(f"reward {reward.name!r} needs the column {missing[0]!r}; the prompts have: {have}")
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return {key: list(values) for key, values in columns.items()}
+    return {p.name: list(columns[p.name]) for p in by_keyword if p.name in columns}
+
+
+def _number(reward: Reward, index: int, value: Any) -> float | None:
+    if value is None:
+        return None
+    if getattr(value, "ndim", None) == 0:  # a 0-d array or tensor
+        value = value.item()
+    where = f"reward {reward.name!r} returned {value!r} for image {index}"
+    if not isinstance(value, Real):
+        raise RewardError(f"{where}: not a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise RewardError(f"{where}: not finite")
+    if reward.range is not None:
+        low, high = reward.range
+        if not low - _RANGE_SLACK <= number <= high + _RANGE_SLACK:
+            raise RewardError(f"{where}: outside its range [{low:g}, {high:g}]")
+    return number
+
+
+def score(
+    reward: Reward,
+    images: Sequence[Any],
+    prompts: Sequence[str],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+) -> list[float | None]:
+    """One checked score per image; None where the reward does not apply.
+
+    Raises RewardError, always with the reward's name, if it raises, lacks a column, or returns the wrong number of
+    scores, something that is not a number, NaN or infinity, or a value outside its declared range.
+    """
+    accepted = _accepted(reward, columns or {})
+    try:
+        values = reward.fn(list(images), list(prompts), **accepted)
+    except RewardError as error:
+        raise RewardError(f"reward {reward.name!r}: {error}") from error
+    except Exception as error:
+        raise RewardError(f"reward {reward.name!r} raised {type(error).__name__}: {error}") from error
+    if not hasattr(values, "__len__") or not hasattr(values, "__iter__") or isinstance(values, (str, bytes, Mapping)):
+        kind = type(values).__name__
+        raise RewardError(f"reward {reward.name!r} returned {kind}, expected a list of {len(images)} scores")
+    if len(values) != len(images):
+        raise RewardError(f"reward {reward.name!r} returned {len(values)} scores, expected {len(images)}")
+    return [_number(reward, index, value) for index, value in enumerate(values)]
+
+
+def weighted_sum(scores: Mapping[str, Sequence[float | None]], weights: Mapping[str, float]) -> list[float]:
+    """sum over rewards of weight · score, per sample; a None contributes 0, as if the reward were not there.
+
+    The weights are taken as they are (not normalised), so a mixture of prompts with and without a reward's metadata
+    keeps one scale. Raises RewardError if the two mappings name different rewards or the lengths differ.
+    """
+    if set(scores) != set(weights):
+        raise RewardError(f"rewards {sorted(scores)} and weights {sorted(weights)} do not name the same rewards")
+    lengths = {name: len(values) for name, values in scores.items()}
+    if len(set(lengths.values())) > 1:
+        raise RewardError(f"rewards differ in their number of scores: {lengths}")
+    rows = zip(*([weights[name] * (value or 0.0) for value in values] for name, values in scores.items()), strict=True)
+    return [math.fsum(row) for row in rows]
+
+
+__all__ = ["BUILT_IN", "Reward", "RewardError", "load_reward", "score", "weighted_sum"]

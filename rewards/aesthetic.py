@@ -1,0 +1,84 @@
+"""Aesthetic score: a small head on L2-normalised CLIP image features, on LAION's scale (about 1 to 10).
+
+After LAION's aesthetic predictor (github.com/LAION-AI/aesthetic-predictor: one linear layer) and its successor
+(github.com/christophschuhmann/improved-aesthetic-predictor: a multi-layer perceptron). Heads are safetensors + json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gcpo_t2i.shapes import checkpoint_path
+from rewards.clip import default_device, encoder
+from rewards.errors import RewardError
+
+
+class AestheticHead(nn.Module):
+    """(N, dim) L2-normalised features → (N,) scores. `hidden`: width of the one hidden layer, 0 for a linear head."""
+
+    def __init__(self, dim: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.dim, self.hidden = dim, hidden
+        self.layers = nn.Linear(dim, 1)
+        if hidden:
+            self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features).squeeze(-1)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = json.dumps({"dim": self.dim, "hidden": self.hidden}, indent=2)
+        (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> AestheticHead:
+        """Raises RewardError if the folder does not hold such a head."""
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            head = cls(config["dim"], config["hidden"])
+            head.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise RewardError(f"no aesthetic head in {folder}: {type(error).__name__}: {error}") from error
+        return head
+
+
+class Aesthetic:
+    """The head's score of each image; prompts play no part.
+
+    head: folder of an `AestheticHead`, the shipped one by default. model, pretrained: the CLIP model it was trained on.
+    """
+
+    def __init__(
+        self,
+        head: str | Path | None = None,
+        model: str = "shapesworld",
+        pretrained: str | None = None,
+        batch_size: int = 64,
+        device: str | None = None,
+    ) -> None:
+        device = device or default_device()
+        self.head = AestheticHead.from_pretrained(head or checkpoint_path("aesthetic")).to(device).eval()
+        self.encoder = encoder(model, pretrained, device, batch_size)
+        if self.encoder.dim != self.head.dim:
+            raise RewardError(
+                f"the aesthetic head reads features of width {self.head.dim}, CLIP model {model!r} gives "
+                f"{self.encoder.dim}: name the model that the head was trained on"
+            )
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        return self.head(self.encoder.encode_images(images)).tolist() if images else []

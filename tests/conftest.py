@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny policy. Read only."""
+    from tests.tiny import write_tiny_policy
+
+    return write_tiny_policy(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def reward_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with custom rewards: bright, broken, nan, short, constant."""
+    from tests.tiny import BRIGHT
+
+    path = tmp_path_factory.mktemp("rewards") / "my_rewards.py"
+    path.write_text(BRIGHT)
+    return path
