@@ -7,8 +7,10 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -65,7 +67,7 @@ def load(folder: Path, state: TrainState) -> None:
         counters = json.loads((folder / STATE).read_text())
         weights = load_file(folder / WEIGHTS)
         saved = torch.load(folder / OPTIMIZER, weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise UserError(
             f"{folder}: the checkpoint cannot be read ({error}); delete it to use the one before"
         ) from error

@@ -445,7 +445,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({error})") from error
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{path}: expected lines like 'steps: 40', got a {type(content).__name__}")
     return content or {}

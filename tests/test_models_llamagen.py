@@ -212,7 +212,6 @@ def test_chunked_scores_have_the_same_values_and_gradients(monkeypatch: pytest.M
 
 
 def test_the_null_branch_gets_no_gradient() -> None:
-    """d logp / d head must be guidance times the conditional part: a null caption alone leaves no gradient."""
     policy, codes = tiny_policy(), random_codes(1)
     cond = policy.condition(TEXTS[:1])
     null = policy.condition([None], like=cond)
@@ -340,5 +339,7 @@ def test_importing_the_package_is_cheap() -> None:
     import subprocess
     import sys
 
-    code = "import sys, gcpo_t2i.models; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'diffusers')))"
+    code = (
+        "import sys, gcpo_t2i.models; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'diffusers')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,7 +15,7 @@ from gcpo_t2i.models.llamagen import LlamaGenPolicy
 WORDS = ["<pad>", "<unk>", "a", "of", "photo", "red", "blue", "circle", "square", "two", "and"]
 
 # A reward that a policy of random weights can learn: pictures should be bright.
-BRIGHT = '''
+BRIGHT = """
 import numpy as np
 
 def bright(images, prompts):
@@ -32,7 +32,7 @@ def short(images, prompts):
 
 def constant(images, prompts):
     return [1.0] * len(images)
-'''
+"""
 
 
 def tiny_policy(seed: int = 0) -> LlamaGenPolicy:
@@ -55,7 +55,15 @@ def tiny_policy(seed: int = 0) -> LlamaGenPolicy:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
     return LlamaGenPolicy.build(
-        tokenizer=fast, vq_model=vq, grid=(4, 4), caption_tokens=8, dim=32, layers=2, heads=2, text_dim=16, text_layers=1
+        tokenizer=fast,
+        vq_model=vq,
+        grid=(4, 4),
+        caption_tokens=8,
+        dim=32,
+        layers=2,
+        heads=2,
+        text_dim=16,
+        text_layers=1,
     ).eval()
 
 

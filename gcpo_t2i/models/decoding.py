@@ -107,7 +107,9 @@ def prefill(trunk: Any, embeds: Tensor, mask: Tensor, start: int) -> tuple[Tenso
     values = [layer.values for layer in past.layers]
     keys = [layer.keys.to(values[0].dtype) for layer in past.layers]  # autocast leaves rotated keys in float32
     bias = torch.zeros(count, 1, 1, length, dtype=values[0].dtype, device=mask.device)
-    return output.last_hidden_state[:, -1], Cache(keys, values, bias.masked_fill(~mask[:, None, None], -torch.inf), length)
+    return output.last_hidden_state[:, -1], Cache(
+        keys, values, bias.masked_fill(~mask[:, None, None], -torch.inf), length
+    )
 
 
 def expand(cache: Cache, group: int) -> Cache:

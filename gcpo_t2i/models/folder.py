@@ -75,7 +75,9 @@ def require_complete(path: Path, info: dict[str, Any]) -> None:
     """
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(problem):
-            raise UserError(f"{path}: weights do not fit their config.json: {problem} {sorted(map(str, info[problem]))[:5]}")
+            raise UserError(
+                f"{path}: weights do not fit their config.json: {problem} {sorted(map(str, info[problem]))[:5]}"
+            )
 
 
 @contextmanager

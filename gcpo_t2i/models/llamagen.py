@@ -182,7 +182,12 @@ class LlamaGenPolicy(nn.Module):
         """
         length = self.caption_tokens
         batch = self.tokenizer(
-            list(texts), padding="max_length", padding_side="right", truncation=True, max_length=length, return_tensors="pt"
+            list(texts),
+            padding="max_length",
+            padding_side="right",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
         )
         mask = batch["attention_mask"].to(self.device)  # (N, L)
         states = self.text_encoder(input_ids=batch["input_ids"].to(self.device), attention_mask=mask).last_hidden_state
@@ -274,7 +279,11 @@ class LlamaGenPolicy(nn.Module):
 
         With `null`, both branches run even at guidance 1: the contrast needs them. Without, guidance must be 1.
         """
-        rows = cond if null is None else Condition(torch.cat([cond.states, null.states]), torch.cat([cond.mask, null.mask]))
+        rows = (
+            cond
+            if null is None
+            else Condition(torch.cat([cond.states, null.states]), torch.cat([cond.mask, null.mask]))
+        )
         with torch.no_grad():
             prefix, mask = self._prefix(rows)
         return decoding.sample(

@@ -5,18 +5,17 @@
     output_dir/clip
     output_dir/aesthetic
 
-Stages import what they need when they run: a refused command answers at once.
+Stages import what they need when they run, so that a command that cannot work says so at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,12 @@ if TYPE_CHECKING:
     from gcpo_t2i.shapes.pretrain.stream import SceneStream
 
 VQ_BATCH = 32
-STREAM_SEEDS = {"vq": 100, "generator": 200, "clip": 300, "aesthetic": 400}  # + the seed: no stage sees another's scenes
+STREAM_SEEDS = {
+    "vq": 100,
+    "generator": 200,
+    "clip": 300,
+    "aesthetic": 400,
+}  # + the seed: each stage sees its own scenes
 
 
 @dataclass(frozen=True)
@@ -45,32 +49,25 @@ class Run:
     dtype: torch.dtype
     sizes: Sizes
 
-    @property
-    def states(self) -> Path:
-        return self.out / "states"
-
     def folder(self, stage: str) -> Path:
-        """Where a stage's checkpoint goes. The tokenizer ships inside the generator."""
-        return self.states / "vq" if stage == "vq" else self.out / stage
+        return _folder(self.out, stage)
 
-    def steps(self, stage: str) -> int:
-        return getattr(self.config, f"{stage}_steps")
+    def training(self, stage: str) -> dict[str, Any]:
+        """The arguments that every `train_<stage>` shares."""
+        steps, seed = _steps(self.config, stage), self.config.seed
+        return {
+            "steps": steps,
+            "folder": self.out / "states",
+            "seed": seed,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
 
     def stream(self, stage: str, batch: int, tag_weights: Mapping[str, float] | None = None) -> SceneStream:
         from gcpo_t2i.shapes.pretrain.stream import SceneStream
         from gcpo_t2i.shapes.prompts import train_specs
 
         return SceneStream(train_specs(), batch, STREAM_SEEDS[stage] + self.config.seed, tag_weights)
-
-    def training(self, stage: str) -> dict[str, Any]:
-        """The arguments that every `train_<stage>` shares."""
-        return {
-            "steps": self.steps(stage),
-            "folder": self.states,
-            "seed": self.config.seed,
-            "device": self.device,
-            "dtype": self.dtype,
-        }
 
     def load_vq(self) -> VQModel:
         from diffusers import VQModel
@@ -84,7 +81,7 @@ class Run:
         return load_clip(self.folder("clip"), self.device)
 
 
-# --- stages: train and save, then measure what was saved -----------------------
+# --- stages: train and save, then measure what was saved ------------------------
 
 
 def _train_vq(run: Run) -> None:
@@ -115,7 +112,7 @@ def _measure_generator(run: Run) -> Measured:
     from gcpo_t2i.shapes.pretrain.cards import measure_generator
 
     policy = LlamaGenPolicy.from_pretrained(run.folder("generator"), device=run.device)
-    return measure_generator(policy, run.sizes)
+    return measure_generator(policy, run.sizes, run.device)
 
 
 def _train_clip(run: Run) -> None:
@@ -147,57 +144,18 @@ def _measure_aesthetic(run: Run) -> Measured:
 
 @dataclass(frozen=True)
 class Stage:
-    """`needs`: the stages whose checkpoints it reads. `title`, `text`: of its model card."""
+    """`needs`: the stages whose checkpoints it reads."""
 
     train: Callable[[Run], None]
     measure: Callable[[Run], Measured]
-    needs: tuple[str, ...]
-    title: str
-    text: str
+    needs: tuple[str, ...] = ()
 
 
 STAGES = {
-    "vq": Stage(
-        _train_vq,
-        _measure_vq,
-        (),
-        "ShapesWorld image tokenizer",
-        "A `diffusers.VQModel`: 48 px images as 12 × 12 codes of a 512-entry codebook, with 4 px cells. Scores: strict "
-        "GenEval (`shapes` detector) of rendered held-out scenes, and of their reconstructions, the ceiling of any "
-        "generator that uses it; 95 % half-widths.",
-    ),
-    "generator": Stage(
-        _train_generator,
-        _measure_generator,
-        ("vq",),
-        "ShapesWorld generator",
-        "A small LlamaGen policy: T5 text encoder, Llama trunk, and the image tokenizer in `vq/`, trained on ShapesWorld "
-        "scenes with a tenth of the captions dropped. Load it with `gcpo_t2i.models.load_policy`. Scores: strict GenEval "
-        "(`shapes` detector) of samples at temperature 1 for held-out prompts; overall is the mean over tags; 95 % "
-        "half-widths.",
-    ),
-    "clip": Stage(
-        _train_clip,
-        _measure_clip,
-        ("vq",),
-        "ShapesWorld CLIP",
-        "A tiny CLIP in open_clip's format: `open_clip.create_model_and_transforms(\"local-dir:FOLDER\")`. Scores: image → "
-        "text retrieval, top-1 among 64 held-out captions of distinct meaning, drawn uniformly (nearly all ask for two "
-        "coloured objects) or balanced over the tags as far as they have captions; the images are renderings, or what "
-        "the tokenizer leaves of them. Where a caption also fits another's image (a circle, a red circle), no score of "
-        "1 is possible.",
-    ),
-    "aesthetic": Stage(
-        _train_aesthetic,
-        _measure_aesthetic,
-        ("clip",),
-        "ShapesWorld aesthetic head",
-        "A head on the ShapesWorld CLIP's normalised image features, on LAION's scale of 1 to 10. Nobody rated these "
-        "pictures: it is a stand-in with the same interface, which has learned a formula, high for balanced, roomy, "
-        "clearly coloured pictures, low for blur, noise, tints, holes and clutter "
-        "(`gcpo_t2i.shapes.pretrain.aesthetic`). Scores: correlation with that formula on held-out scenes, with random "
-        "damage and without.",
-    ),
+    "vq": Stage(_train_vq, _measure_vq),
+    "generator": Stage(_train_generator, _measure_generator, needs=("vq",)),
+    "clip": Stage(_train_clip, _measure_clip, needs=("vq",)),
+    "aesthetic": Stage(_train_aesthetic, _measure_aesthetic, needs=("clip",)),
 }
 
 
@@ -207,20 +165,20 @@ STAGES = {
 def pretrain(config: PretrainConfig, sizes: Sizes | None = None) -> Path:
     """Runs the stages that `config` names and that are not finished yet; returns the folder of the checkpoints.
 
-    `sizes`: how much is measured for the cards. `overwrite` starts the named stages again, and deletes what was made
+    `sizes`: how much is measured for the cards. `overwrite` starts the named stages again and deletes what was made
     from them. Raises UserError for a folder that may not be touched, a stage whose predecessor is missing, and for
-    going on with another seed or number of steps than a stage was started with.
+    another seed or number of steps than a stage was made with.
     """
     out = check_output_dir(config.output_dir, overwrite=config.overwrite, resume=config.resume)
     names = list(STAGES) if config.stage == "all" else [config.stage]
     _check_needs(names, out, config)
-    run = _open(config, out, sizes)
     if config.overwrite:
-        _remove(names, run)
+        _remove(names, out)
     for name in names:
-        _check_record(name, run)
+        _check_record(name, out, config)
+    run = _open(config, out, sizes)
     for name in names:
-        if not _is_finished(run.folder(name)):
+        if not _is_finished(out, name):
             _run_stage(name, run)
     return out
 
@@ -230,17 +188,54 @@ def _folder(out: Path, stage: str) -> Path:
     return out / "states" / "vq" if stage == "vq" else out / stage
 
 
-def _is_finished(folder: Path) -> bool:
-    return (folder / "scores.json").is_file()
+def _steps(config: PretrainConfig, stage: str) -> int:
+    return getattr(config, f"{stage}_steps")
+
+
+def _is_finished(out: Path, stage: str) -> bool:
+    return (_folder(out, stage) / "scores.json").is_file()
 
 
 def _check_needs(names: Sequence[str], out: Path, config: PretrainConfig) -> None:
     for name in names:
         for need in STAGES[name].needs:
-            if need not in names and not _is_finished(_folder(out, need)):
-                how = "--resume" if out.is_dir() and any(out.iterdir()) else ""
-                command = f"gcpo-t2i pretrain --stage {need} --output_dir {config.output_dir} {how}".rstrip()
-                raise UserError(f"stage '{name}' needs stage '{need}', which is not finished in '{out}'; run {command}")
+            if need not in names and not _is_finished(out, need):
+                used = " --resume" if out.is_dir() and any(out.iterdir()) else ""
+                command = f"gcpo-t2i pretrain --stage {need} --output_dir {config.output_dir}{used}"
+                raise UserError(
+                    f"stage '{name}' needs '{need}', which is not finished in '{out}'; first run: {command}"
+                )
+
+
+def _remove(names: Sequence[str], out: Path) -> None:
+    """Deletes what these stages wrote, and what was made from it. Other files stay."""
+    gone = set(names)
+    for name, stage in STAGES.items():  # a stage comes after those that it needs
+        if name in gone or gone.intersection(stage.needs):
+            gone.add(name)
+            shutil.rmtree(_folder(out, name), ignore_errors=True)
+            for path in (out / "states").glob(f"{name}*.*"):
+                path.unlink()
+
+
+def _read_record(out: Path, stage: str) -> dict[str, Any]:
+    """A stage's seed and steps, and the seconds that it has trained so far; {} if it has not begun."""
+    path = out / "states" / f"{stage}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _check_record(stage: str, out: Path, config: PretrainConfig) -> None:
+    """A stage goes on only as it began. Whether an unfinished one may get more steps, its learning rate decides (`fit`)."""
+    record = _read_record(out, stage)
+    asked = {"seed": ("seed", config.seed)}
+    if _is_finished(out, stage):
+        asked["steps"] = (f"{stage}_steps", _steps(config, stage))
+    for key, (option, value) in asked.items():
+        if record.get(key, value) != value:
+            raise UserError(
+                f"stage '{stage}' in '{out}' was made with {option} {record[key]}, not {value}; "
+                f"pass --{option} {record[key]}, or --overwrite to start it again"
+            )
 
 
 def _open(config: PretrainConfig, out: Path, sizes: Sizes | None) -> Run:
@@ -257,52 +252,34 @@ def _open(config: PretrainConfig, out: Path, sizes: Sizes | None) -> Run:
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there. Emulated on a CPU, it is slower."""
+    """Whether bfloat16 is the faster type there: an emulated one is slower than float32."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def _remove(names: Sequence[str], run: Run) -> None:
-    """Deletes what these stages wrote, and those that read their checkpoints. Other files stay."""
-    gone = set(names)
-    for name, stage in STAGES.items():  # a stage comes after those that it needs
-        if name in gone or gone.intersection(stage.needs):
-            gone.add(name)
-            for path in (run.folder(name), *run.states.glob(f"{name}*")):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+def _run_stage(name: str, run: Run) -> None:
+    from gcpo_t2i.shapes.pretrain.cards import machine, write_card
 
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """A stage's seed and steps, and the seconds that it has trained so far; {} if it has not begun."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _check_record(name: str, run: Run) -> None:
-    record = _read_record(run.record(name))
-    for key, value, option in (("seed", run.config.seed, "seed"), ("steps", run.steps(name), f"{name}_steps")):
-        if record.get(key, value) != value:
-            raise UserError(
-                f"stage '{name}' in '{run.out}' was started with {option} {record[key]}, not {value}; "
-                f"pass --{option} {record[key]}, or --overwrite to start it again"
-            )
+    (run.out / "states").mkdir(parents=True, exist_ok=True)
+    with _timed(name, run):
+        STAGES[name].train(run)
+    facts = {"stage": name, "command": _command(run.config), **_read_record(run.out, name)}
+    write_card(run.folder(name), facts | machine(run.device, run.dtype), STAGES[name].measure(run))
 
 
 @contextmanager
-def _timed(name: str, run: Run) -> Iterator[None]:
-    """Adds the seconds spent to the stage's record, also if it is stopped in between."""
-    path, start = run.record(name), time.perf_counter()
-    before = _read_record(path).get("seconds", 0.0)
+def _timed(stage: str, run: Run) -> Iterator[None]:
+    """Keeps the stage's record, to which the seconds spent are added, also if it is stopped in between."""
+    before, start = _read_record(run.out, stage).get("seconds", 0.0), time.perf_counter()
 
     def write() -> None:
-        record = {"seed": run.config.seed, "steps": run.steps(name), "seconds": before + time.perf_counter() - start}
-        path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        seconds = before + time.perf_counter() - start
+        record = {"seed": run.config.seed, "steps": _steps(run.config, stage), "seconds": round(seconds, 1)}
+        (run.out / "states" / f"{stage}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
     write()
     try:
@@ -311,22 +288,9 @@ def _timed(name: str, run: Run) -> Iterator[None]:
         write()
 
 
-def _run_stage(name: str, run: Run) -> None:
-    from gcpo_t2i.shapes.pretrain.cards import write_card
-
-    run.states.mkdir(parents=True, exist_ok=True)
-    with _timed(name, run):
-        STAGES[name].train(run)
-    record = _read_record(run.record(name))
-    measured = STAGES[name].measure(run)
-    write_card(
-        run.folder(name),
-        STAGES[name].title,
-        STAGES[name].text,
-        {"command": _command(name, run.config), **record, **machine(run.device, run.dtype)},
-        measured,
-    )
-
-
-def _command(stage: str, config: PretrainConfig) -> str:
-    """What makes this checkpoint from nothing (and its predecessors, if they are not there)."""
+def _command(config: PretrainConfig) -> str:
+    """What makes these checkpoints: the settings that decide what comes out, where they are not the defaults."""
+    default = asdict(PretrainConfig())
+    decisive = {key: value for key, value in asdict(config).items() if key == "seed" or key.endswith("_steps")}
+    flags = [f"--{key} {value}" for key, value in decisive.items() if value != default[key]]
+    return " ".join(["gcpo-t2i pretrain", *flags])

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gcpo_t2i.scoring import rewards_package
-from gcpo_t2i.shapes.pretrain.clip import blur
+from gcpo_t2i.shapes.pretrain.clip import EMBED_DIM, blur
 from gcpo_t2i.shapes.pretrain.fit import Metrics, Schedule, autocast, fit
 from gcpo_t2i.shapes.pretrain.stream import SceneStream
 from gcpo_t2i.shapes.scenes import CELL, GRID, IMAGE_SIZE, PALETTE, Object, Scene
@@ -152,9 +152,13 @@ def target(scenes: Sequence[Scene], strengths: Tensor) -> Tensor:
 # --- the head -----------------------------------------------------------------
 
 
-def build_head(dim: int) -> Any:
-    """A new `rewards.aesthetic.AestheticHead`. By name, because only `gcpo_t2i.scoring` imports `rewards`."""
-    return rewards_package().load_object("rewards.aesthetic:AestheticHead")(dim)
+def _head_class() -> Any:
+    """`rewards.aesthetic.AestheticHead`. By name, because only `gcpo_t2i.scoring` imports `rewards`."""
+    return rewards_package().load_object("rewards.aesthetic:AestheticHead")
+
+
+def load_head(folder: Path, device: torch.device) -> nn.Module:
+    return _head_class().from_pretrained(folder).to(device).eval()
 
 
 @torch.no_grad()
@@ -183,7 +187,7 @@ def train_aesthetic(
 ) -> tuple[Any, Metrics]:
     """Regression of `target` on the frozen CLIP's image features (mean squared error). State and log go to `folder`."""
     torch.manual_seed(seed)
-    head: nn.Module = build_head(clip.visual.output_dim).to(device)
+    head: nn.Module = _head_class()(EMBED_DIM).to(device)
 
     def loss_at(step: int) -> tuple[Tensor, Metrics]:
         features, scores, _ = _examples(clip, stream, step, device, dtype)

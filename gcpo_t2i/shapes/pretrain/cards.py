@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gcpo_t2i.config import EvalConfig, RewardConfig, TrainConfig
 from gcpo_t2i.data import Prompt, load_prompts
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
-from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.rollout import Sampling
 from gcpo_t2i.scoring import RewardSet
 from gcpo_t2i.shapes.pretrain.aesthetic import correlation
@@ -41,6 +41,14 @@ SEED = 1234  # of everything that is drawn for measuring
 SCORES_FILE = "scores.json"
 METRIC = "geneval/strict"
 CHUNK = 64  # images at a time
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a checkpoint holds and what it is worth."""
+
+    parameters: int
+    scores: Scores
 
 
 @dataclass(frozen=True)
@@ -72,25 +80,27 @@ def score_images(images: list[Image.Image], prompts: list[Prompt]) -> dict[str, 
     return _by_tag(Evaluation(prompts, {METRIC: scores}, images))
 
 
-def repaint(vq: VQModel, images: Tensor) -> Tensor:
-    """Images (N, 3, 48, 48) in [-1, 1] as they come back from the tokenizer."""
-    chunks = images.to(vq.device).split(CHUNK)
-    return to_pixels([image for chunk in chunks for image in reconstruct(vq, chunk)])
+def _reconstructed(vq: VQModel, images: Tensor) -> list[np.ndarray]:
+    """Images (N, 3, 48, 48) in [-1, 1] as they come back from the tokenizer: N arrays (48, 48, 3) uint8."""
+    return [image for chunk in images.to(vq.device).split(CHUNK) for image in reconstruct(vq, chunk)]
 
 
-def measure_vq(vq: VQModel, sizes: Sizes) -> Scores:
+def measure_vq(vq: VQModel, sizes: Sizes) -> Measured:
     """Strict GenEval of perfect scenes, and of what the tokenizer leaves of them: the ceiling of any generator."""
     rng = np.random.default_rng(SEED)
     prompts = eval_prompts(
         load_prompts(HELD_OUT), EvalConfig(num_prompts=sizes.scenes, samples_per_prompt=1, seed=SEED)
     )
     pictures = [render(sample_scene(dict(prompt.columns), rng)) for prompt in prompts]
-    decoded = [image for chunk in to_pixels(pictures).to(vq.device).split(CHUNK) for image in reconstruct(vq, chunk)]
+    decoded = _reconstructed(vq, to_pixels(pictures))
     columns = {"rendered": pictures, "reconstructed": decoded}
-    return {name: score_images([Image.fromarray(image) for image in found], prompts) for name, found in columns.items()}
+    scores = {
+        name: score_images([Image.fromarray(image) for image in images], prompts) for name, images in columns.items()
+    }
+    return Measured(_parameters(vq), scores)
 
 
-def measure_generator(policy: Policy, sizes: Sizes, device: torch.device) -> Scores:
+def measure_generator(policy: LlamaGenPolicy, sizes: Sizes, device: torch.device) -> Measured:
     """Strict GenEval of samples for held-out prompts, without guidance and with that of `gcpo-t2i train`."""
     config = EvalConfig(num_prompts=sizes.images // 2, samples_per_prompt=2, seed=SEED)
     prompts = eval_prompts(load_prompts(HELD_OUT), config)
@@ -109,39 +119,70 @@ def measure_generator(policy: Policy, sizes: Sizes, device: torch.device) -> Sco
                 lambda done, progress=progress, bar=bar: progress.update(bar, completed=done),
             )
         scores[f"guidance {guidance:g}"] = _by_tag(evaluation)
-    return scores
+    return Measured(_parameters(policy), scores)
 
 
-def measure_clip(model: CLIP, vq: VQModel, sizes: Sizes, device: torch.device) -> Scores:
+def measure_clip(model: CLIP, vq: VQModel, sizes: Sizes, device: torch.device) -> Measured:
     """Image → text retrieval among 64 held-out captions of distinct meaning, on renderings and on reconstructions."""
-    balanced = dict.fromkeys(TAGS, 1.0)
-    scores: Scores = {}
-    for name, weights in {"uniform": None, "balanced": balanced}.items():
-        for pictures, paint in {"rendered": lambda images: images, "reconstructed": lambda x: repaint(vq, x)}.items():
-            scores[f"{name}, {pictures}"] = retrieval(
-                model, heldout_specs(), SEED, device, weights, draws=sizes.draws, repaint=paint
-            )
-    return scores
+    draws = {"uniform": None, "balanced": dict.fromkeys(TAGS, 1.0)}
+    repaints = {
+        "rendered": lambda images: images,
+        "reconstructed": lambda images: to_pixels(_reconstructed(vq, images)),
+    }
+    scores = {
+        f"{drawn}, {pictures}": retrieval(
+            model, heldout_specs(), SEED, device, weights, draws=sizes.draws, repaint=repaint
+        )
+        for drawn, weights in draws.items()
+        for pictures, repaint in repaints.items()
+    }
+    return Measured(_parameters(model), scores)
 
 
-def measure_aesthetic(clip: CLIP, head: nn.Module, sizes: Sizes, device: torch.device) -> Scores:
+def measure_aesthetic(clip: CLIP, head: nn.Module, sizes: Sizes, device: torch.device) -> Measured:
     """Correlation of the head with its target on held-out scenes, over all pictures and over the undamaged ones."""
     stream = SceneStream(heldout_specs(), 128, SEED)
-    return correlation(clip, head, stream, sizes.batches, device)
+    return Measured(_parameters(head), correlation(clip, head, stream, sizes.batches, device))
 
 
 # --- cards ----------------------------------------------------------------------
 
+CARDS = {  # stage → title and text
+    "vq": (
+        "ShapesWorld image tokenizer",
+        "A `diffusers.VQModel`: 48 px images as 12 × 12 codes of a 512-entry codebook, with 4 px cells.\n\n"
+        "Scores: strict GenEval (`shapes` detector) of rendered held-out scenes, and of their reconstructions, which is "
+        "the ceiling of any generator that uses it. Overall is the mean over tags; 95 % half-widths.",
+    ),
+    "generator": (
+        "ShapesWorld generator",
+        "A small LlamaGen policy: T5 text encoder, Llama trunk, and the image tokenizer in `vq/`, trained on ShapesWorld "
+        "scenes with a tenth of the captions dropped. `gcpo_t2i.models.load_policy(folder)` loads it.\n\n"
+        "Scores: strict GenEval (`shapes` detector) of samples at temperature 1 for held-out prompts. Overall is the "
+        "mean over tags; 95 % half-widths.",
+    ),
+    "clip": (
+        "ShapesWorld CLIP",
+        "A tiny CLIP in open_clip's own format, trained with open_clip's own loss on ShapesWorld scenes and their "
+        'captions. `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads it.\n\n'
+        "Scores: image → text retrieval, top-1 among 64 held-out captions of distinct meaning, drawn uniformly (nearly "
+        "all then name two coloured objects), or balanced over the tags as far as they have captions. Images are "
+        "renderings, or what the tokenizer leaves of them. A caption may also fit another's image (a circle, a red "
+        "circle), and then nothing in the image says which one it was.",
+    ),
+    "aesthetic": (
+        "ShapesWorld aesthetic head",
+        "A head on the normalised image features of the ShapesWorld CLIP, on LAION's scale of 1 to 10. Nobody rated "
+        "these pictures: it is a stand-in with the interface of LAION's predictor, which has learned a formula "
+        "(`gcpo_t2i.shapes.pretrain.aesthetic`), high for balanced, roomy, contrasting, harmonious pictures, low for "
+        "blur, noise, tints, holes and clutter.\n\n"
+        "Scores: correlation with that formula on held-out scenes, over all of them with their random damage, and over "
+        "the clean ones, where composition alone decides.",
+    ),
+}
 
-@dataclass(frozen=True)
-class Finished:
-    """A stage's result: what its card says. `parameters`: how many the shipped files hold."""
 
-    parameters: int
-    scores: Scores
-
-
-def parameter_count(*modules: nn.Module) -> int:
+def _parameters(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
@@ -164,7 +205,7 @@ def _cell(rows: Mapping[str, float], row: str) -> str:
     return f"{rows[row]:.3f}" if half is None else f"{rows[row]:.3f} ± {half:.3f}"
 
 
-def table(scores: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
+def table(scores: Scores) -> Iterator[str]:
     """The lines of a Markdown table, one column per key."""
     rows = dict.fromkeys(row for column in scores.values() for row in column if not row.endswith("_ci95"))
     yield f"| | {' | '.join(scores)} |"
@@ -173,21 +214,24 @@ def table(scores: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
         yield f"| {row} | {' | '.join(_cell(column, row) for column in scores.values())} |"
 
 
-def write_card(folder: Path, title: str, text: str, facts: Mapping[str, Any], scores: Scores) -> None:
-    """Writes README.md, then scores.json, into `folder`. `facts`: command, steps, seed, seconds, parameters, machine."""
-    where = facts["machine"]
+def write_card(folder: Path, facts: Mapping[str, Any], measured: Measured) -> None:
+    """Writes README.md, then scores.json, into `folder`.
+
+    `facts`: stage, command, seed, steps, seconds, and what `machine` says.
+    """
+    title, text = CARDS[facts["stage"]]
     lines = [
         *("---", "library_name: gcpo-t2i", "license: apache-2.0", "---", f"# {title}", "", text, ""),
         *("```bash", facts["command"], "```", ""),
-        f"{facts['steps']} steps, seed {facts['seed']}: {facts['seconds'] / 60:.1f} minutes on {where['device']}, "
-        f"{where['threads']} threads of {where['cores']} cores, {where['dtype']}, torch {where['torch']}. "
-        f"{facts['parameters']:,} parameters.",
+        f"{facts['steps']} steps, seed {facts['seed']}: {facts['seconds'] / 60:.1f} minutes on {facts['device']}, "
+        f"{facts['threads']} threads on {facts['cores']} cores, {facts['dtype']}, torch {facts['torch']}. "
+        f"{measured.parameters:,} parameters.",
         "",
-        *table(scores),
+        *table(measured.scores),
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
-    content = json.dumps({**facts, "scores": scores}, indent=2) + "\n"
-    partial = folder / f"{SCORES_FILE}.partial"
+    content = json.dumps({**facts, "parameters": measured.parameters, "scores": measured.scores}, indent=2) + "\n"
+    partial = folder / "scores.partial"
     partial.write_text(content, encoding="utf-8")
-    os.replace(partial, folder / SCORES_FILE)
+    partial.replace(folder / SCORES_FILE)

@@ -153,7 +153,9 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of images (N, C, H, W), each with its own sigma (N,) in px; 0 leaves it as it is."""
     taps = torch.arange(-6, 7, dtype=images.dtype, device=images.device)
     kernel = torch.exp(-0.5 * (taps / sigma.clamp(min=1e-3)[:, None]).square())  # (N, 13)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(images.shape[1], dim=0)[:, None]  # (N·C, 1, 13)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(images.shape[1], dim=0)[
+        :, None
+    ]  # (N·C, 1, 13)
     planes = F.pad(images, (6, 6, 6, 6), mode="replicate").flatten(0, 1)[None]  # (1, N·C, H + 12, W + 12)
     planes = F.conv2d(planes, kernel[:, :, None], groups=len(kernel))
     return F.conv2d(planes, kernel[..., None], groups=len(kernel))[0].view_as(images)

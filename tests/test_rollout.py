@@ -1,0 +1,85 @@
+"""Batches by hand: cutting, joining, and replacing groups without signal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from PIL import Image
+
+from gcpo_t2i.algo.advantage import has_spread
+from gcpo_t2i.data import Prompt
+from gcpo_t2i.models.policy import Condition, Rollout
+from gcpo_t2i.rollout import Batch, collect, join
+
+
+def batch(names: Sequence[str], rewards: list[list[float]], seconds: float = 1.0) -> Batch:
+    """Two samples of three codes each per prompt; every number of a sample is its running index."""
+    prompts, group = len(names), len(rewards[0])
+    index = torch.arange(prompts * group, dtype=torch.float32)
+    wide = index[:, None].expand(-1, 3)
+    return Batch(
+        prompts=[Prompt(name) for name in names],
+        cond=Condition(torch.arange(float(prompts))[:, None, None], torch.ones(prompts, 1, dtype=torch.bool)),
+        null=None,
+        rollout=Rollout(wide.long(), wide, None, wide, {"entropy": wide}),
+        images=[Image.new("RGB", (2, 2), (i, 0, 0)) for i in range(prompts * group)],
+        scores={"r": [x for row in rewards for x in row]},
+        rewards=torch.tensor(rewards),
+        seconds={"rollout": seconds, "reward": seconds},
+    )
+
+
+def test_groups_keep_everything_that_belongs_to_a_prompt() -> None:
+    part = batch(["a", "b", "c"], [[0, 1], [2, 3], [4, 5]]).groups([2, 0])
+    assert [prompt.text for prompt in part.prompts] == ["c", "a"]
+    assert part.rollout.tokens[:, 0].tolist() == [4, 5, 0, 1]
+    assert part.rollout.stats["entropy"][:, 2].tolist() == [4, 5, 0, 1]
+    assert [image.getpixel((0, 0))[0] for image in part.images] == [4, 5, 0, 1]
+    assert part.scores == {"r": [4, 5, 0, 1]}
+    assert part.rewards.tolist() == [[4, 5], [0, 1]]
+    assert part.cond.states.flatten().tolist() == [2, 0]
+    assert part.rollout.null_logp is None and "null_logp" not in part.tensors()
+
+
+def test_join_is_the_inverse_of_groups() -> None:
+    whole = batch(["a", "b", "c"], [[0, 1], [2, 3], [4, 5]])
+    again = join([whole.groups([0]), whole.groups([]), whole.groups([1, 2])])
+    assert torch.equal(again.rollout.tokens, whole.rollout.tokens)
+    assert torch.equal(again.rewards, whole.rewards)
+    assert again.scores == whole.scores and again.prompts == whole.prompts and again.images == whole.images
+
+
+def sampler(*rounds: Batch) -> tuple[Callable[[Sequence[Prompt]], Batch], Iterator[list[Prompt]]]:
+    left = list(rounds)
+    return lambda prompts: left.pop(0), iter([[Prompt("x")]] * len(rounds))
+
+
+def test_without_a_rule_the_first_batch_is_the_batch() -> None:
+    first = batch(["a", "b"], [[1, 1], [0, 1]])
+    sample, prompts = sampler(first)
+    got, drawn = collect(sample, prompts, keep=None, max_rounds=3)
+    assert got is first and drawn is first.rewards
+
+
+def test_groups_without_signal_are_replaced_by_fresh_prompts() -> None:
+    sample, prompts = sampler(
+        batch(["a", "b"], [[1, 1], [0, 1]]), batch(["c", "d"], [[0, 0], [1, 1]]), batch(["e", "f"], [[2, 0], [0, 3]])
+    )
+    got, drawn = collect(sample, prompts, keep=has_spread, max_rounds=3)
+    assert [prompt.text for prompt in got.prompts] == ["b", "e"]  # f is one more than asked for
+    assert got.rewards.tolist() == [[0, 1], [2, 0]]
+    assert drawn.tolist() == [[1, 1], [0, 1], [0, 0], [1, 1], [2, 0], [0, 3]]
+    assert got.seconds == {"rollout": 3.0, "reward": 3.0}  # all three rounds were paid for
+
+
+def test_rounds_are_bounded_and_what_is_left_is_used() -> None:
+    sample, prompts = sampler(batch(["a", "b"], [[1, 1], [0, 1]]), batch(["c", "d"], [[0, 0], [1, 1]]))
+    got, drawn = collect(sample, prompts, keep=has_spread, max_rounds=2)
+    assert [prompt.text for prompt in got.prompts] == ["b"] and len(drawn) == 4
+
+
+def test_no_signal_at_all_still_gives_a_batch() -> None:
+    sample, prompts = sampler(batch(["a"], [[1, 1]]), batch(["b"], [[0, 0]]))
+    got, _ = collect(sample, prompts, keep=has_spread, max_rounds=2)
+    assert [prompt.text for prompt in got.prompts] == ["b"]
