@@ -12,9 +12,9 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.models.policy import Policy
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
@@ -24,7 +24,7 @@ WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 class TrainState:
     """What changes while training. `policy` contributes its trainable parameters."""
 
-    policy: nn.Module
+    policy: Policy
     optimizer: torch.optim.Optimizer
     generators: dict[str, torch.Generator]
     step: int = 0

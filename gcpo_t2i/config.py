@@ -57,7 +57,7 @@ class CreditConfig:
     """uniform, guidance, or random (guidance weights in shuffled places); null = what the algorithm uses."""
     contrast: str = "k3"
     """How the predictions with and without the prompt are compared: k3, exact_kl, abs, log_ratio or js."""
-    normaliser: str = "power_rank"
+    normalizer: str = "power_rank"
     """How contrasts become weights with mean 1: power_rank, mean, softmax or none."""
     top: float = bounded(0.4, "in (0, 1)")
     """power_rank: this share of an image's tokens ..."""
@@ -245,9 +245,9 @@ class PretrainConfig:
     """What to train: one of the four, each needing those before it, or all."""
     output_dir: str = "checkpoints"
     """Folder for the checkpoints."""
-    vq_steps: int = bounded(6000, "> 0")
+    vq_steps: int = bounded(1500, "> 0")
     """Optimizer steps of the image tokenizer."""
-    generator_steps: int = bounded(12000, "> 0")
+    generator_steps: int = bounded(4000, "> 0")
     """Optimizer steps of the generator."""
     clip_steps: int = bounded(3000, "> 0")
     """Optimizer steps of the tiny CLIP."""
@@ -310,7 +310,7 @@ def resolve_algorithm(config: TrainConfig) -> tuple[Any, Any]:
         "algorithm": (config.algorithm, rows.ROWS),
         "credit.rule": (config.credit.rule, credit.CREDITS),
         "credit.contrast": (config.credit.contrast, credit.CONTRASTS),
-        "credit.normaliser": (config.credit.normaliser, credit.NORMALISERS),
+        "credit.normalizer": (config.credit.normalizer, credit.NORMALIZERS),
         "loss.surrogate": (config.loss.surrogate, loss.SURROGATES),
         "loss.averaging": (config.loss.averaging, loss.AVERAGING),
         "loss.advantage_scale": (config.loss.advantage_scale, advantage.SCALES),

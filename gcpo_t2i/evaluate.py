@@ -78,12 +78,12 @@ def evaluate(
     """One image for each entry of `prompts`, scored. Same policy, prompts, seed and batch size: same images."""
     generator = torch.Generator(device).manual_seed(seed)
     images: list[Image.Image] = []
-    scores: Scores = {label: [] for label in rewards.labels.values()}
+    scores: Scores = {label: [] for label in rewards.rewards}
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
         batch = sample_batch(policy, part, rewards, sampling, generator, need_null=False)
         images += batch.images
-        for name, values in batch.scores.items():
-            scores[rewards.labels[name]] += values
+        for label, values in batch.scores.items():
+            scores[label] += values
         on_progress(len(images))
     return Evaluation(list(prompts), scores, images)

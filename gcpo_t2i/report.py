@@ -22,7 +22,7 @@ from gcpo_t2i.images import sample_grid
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.rollout import Batch
 
-Metrics = dict[str, float]
+Metrics = dict[str, Any]
 
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 GRID_PROMPTS = 8  # rows of a sample grid
@@ -106,7 +106,7 @@ class Report:
 
     def step(self, step: int, metrics: Metrics, batch: Batch) -> None:
         self._write({"step": step, **metrics})
-        kl = f" kl {metrics['kl']:.4f}" if "kl" in metrics else ""
+        kl = "" if metrics["kl"] is None else f" kl {metrics['kl']:.4f}"
         note = f"reward {metrics['reward']:.3f}{kl} entropy {metrics['entropy']:.2f} {metrics['images_per_second']:.1f} img/s"
         self.progress.update(self.bar, completed=step, note=note)
         if metrics["skipped"]:
@@ -140,7 +140,9 @@ class Report:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.config.log.report_to:
-            self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+            self.accelerator.log(
+                {key: value for key, value in row.items() if key != "step" and value is not None}, step=row["step"]
+            )
 
     def finish(self, policy: Policy) -> None:
         """Saves the policy with its model card, and prints what came of the run and where to look next."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -30,27 +30,37 @@ def rewards_package() -> ModuleType:
 
 @dataclass(frozen=True)
 class RewardSet:
-    """Loaded rewards by name, and the weights of their sum."""
+    """Loaded rewards by label, and the weights of their sum."""
 
-    rewards: dict[str, Any]  # name → rewards.Reward
+    rewards: dict[str, Any]  # label → rewards.Reward
     weights: dict[str, float]
-    labels: dict[str, str]  # name → what tables and metrics call it: `geneval/strict`, or the function's own name
 
     @classmethod
-    def load(cls, configs: Sequence[RewardConfig], device: str | None = None) -> RewardSet:
-        """Loads every reward; built-in models go to `device`. UserError for what cannot be loaded."""
+    def load(
+        cls,
+        configs: Sequence[RewardConfig],
+        device: str | None = None,
+        label: Callable[[RewardConfig], str] | None = None,
+    ) -> RewardSet:
+        """Loads every reward; built-in models go to `device`. UserError for what cannot be loaded.
+
+        `label` names a reward in tables and metrics, by default with `short_name`; where two names are the same, the
+        whole `pkg.module:name` or `path/to/file.py:name` is used.
+        """
         package = rewards_package()
-        loaded = {}
-        for config in configs:
+        short = [(label or short_name)(config) for config in configs]
+        rewards, weights = {}, {}
+        for config, name in zip(configs, short, strict=True):
             settings = dict(config.kwargs)
             if device is not None and config.name in ("clip", "aesthetic"):
                 settings.setdefault("device", device)
-            loaded[config.name] = _mended(package.load_reward, config.name, **settings)
-        weights = {config.name: config.weight for config in configs}
-        return cls(loaded, weights, {config.name: _label(config, configs) for config in configs})
+            name = config.name if short.count(name) > 1 else name
+            rewards[name] = _mended(package.load_reward, config.name, **settings)
+            weights[name] = config.weight
+        return cls(rewards, weights)
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Scores:
-        """Images and their prompts, both of length N → name → N scores (None: does not apply). UserError names a reward
+        """Images and their prompts, both of length N → label → N scores (None: does not apply). UserError names a reward
         that raises, or returns NaN, a value out of its range, or the wrong number of scores."""
         texts, columns = [prompt.text for prompt in prompts], collate_columns(prompts)
         package = rewards_package()
@@ -68,10 +78,12 @@ def _mended(call: Any, *args: Any, **kwargs: Any) -> Any:
         raise UserError(str(error)) from error
 
 
-def _label(config: RewardConfig, configs: Sequence[RewardConfig]) -> str:
-    """`geneval/strict` for a reward with a `score` setting, the function's name for `path/to/file.py:name`."""
-    short = config.name.rpartition(":")[2]
-    if sum(other.name.rpartition(":")[2] == short for other in configs) > 1:
-        short = config.name
+def short_name(config: RewardConfig) -> str:
+    """`clip`, or the function's own name of `path/to/file.py:name`."""
+    return config.name.rpartition(":")[2]
+
+
+def scored_name(config: RewardConfig) -> str:
+    """The short name with the reward's `score` setting: `geneval/strict`."""
     score = config.kwargs.get("score")
-    return f"{short}/{score}" if isinstance(score, str) else short
+    return f"{short_name(config)}/{score}" if isinstance(score, str) else short_name(config)

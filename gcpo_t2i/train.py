@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +21,11 @@ from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.report import Report
 from gcpo_t2i.rollout import Batch, Sampling, collect, sample_batch
 from gcpo_t2i.run import load_model, make_accelerator, open_run, peak_memory_mb
-from gcpo_t2i.scoring import RewardSet
+from gcpo_t2i.scoring import RewardSet, scored_name
 from gcpo_t2i.update import Metrics, Updater
 
-ROLLOUT_STATS = frozenset({"exact_kl", "js"})  # computed while sampling, on request
+ROLLOUT_TENSORS = frozenset({"cond_logp", "null_logp"})
+ROLLOUT_STATS = frozenset({"exact_kl", "js", "entropy"})  # computed while sampling, on request
 MAX_ROUNDS = 3  # of sampling for one step, where an algorithm replaces groups without signal
 MAX_BAD_STEPS = 5  # in a row without a finite loss
 
@@ -36,11 +37,13 @@ def train(config: TrainConfig) -> Path:
     accelerator = make_accelerator(config)
     device = accelerator.device
     rewards = RewardSet.load(config.rewards, str(device))
-    eval_rewards = RewardSet.load(config.eval.rewards, str(device))
+    eval_rewards = RewardSet.load(config.eval.rewards, str(device), label=scored_name)
     policy = load_model(config.model, device)
+    required = needs(algorithm, credit_settings, config.loss.beta)
+    if strange := required - ROLLOUT_TENSORS - ROLLOUT_STATS - {"ref_logp"}:
+        raise UserError(f"credit '{algorithm.credit.name}' needs {sorted(strange)}, which no rollout provides")
     folder = open_run(config, accelerator)
 
-    required = needs(algorithm, credit_settings, config.loss.beta)
     reference = copy.deepcopy(policy).requires_grad_(False) if "ref_logp" in required else None
     update = Updater(policy, reference, config, algorithm, accelerator)
     generators = {"sample": torch.Generator(device), "credit": torch.Generator()}
@@ -58,7 +61,7 @@ def train(config: TrainConfig) -> Path:
             state.prompts_drawn += config.prompts_per_step
             yield sampler.batch(start, local_prompts)
 
-    def sample(drawn: list[Prompt]) -> Batch:
+    def sample(drawn: Sequence[Prompt]) -> Batch:
         with accelerator.autocast():
             return sample_batch(
                 policy,
@@ -67,7 +70,7 @@ def train(config: TrainConfig) -> Path:
                 Sampling.of(config),
                 generators["sample"],
                 stats=(required & ROLLOUT_STATS) | {"entropy"},
-                need_null="null_logp" in required or bool(required & ROLLOUT_STATS),
+                need_null=bool(required & {"null_logp", "exact_kl", "js"}),
             )
 
     def evaluation(report: Report) -> Evaluation:
@@ -84,6 +87,8 @@ def train(config: TrainConfig) -> Path:
         for step in range(state.step, config.steps):
             started = time.perf_counter()
             batch, drawn_rewards = collect(sample, fresh_prompts(), algorithm.keep, MAX_ROUNDS)
+            if step == 0:
+                check_applicable(batch)
             advantage = algorithm.advantage(batch.rewards)  # (P, G)
             mask = torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
             credit = algorithm.credit.fn(batch.tensors(), mask, credit_settings, generators["credit"])  # (B, T)
@@ -100,8 +105,8 @@ def train(config: TrainConfig) -> Path:
             state.step = step + 1
             now = time.perf_counter()
             metrics = {
-                **sample_metrics(batch, drawn_rewards),
                 **updated,
+                **sample_metrics(batch, drawn_rewards),
                 "credit/top40_mass": top_mass(credit, mask).mean().item(),
                 "learning_rate": learning_rate(config.optim, step, config.steps),
                 **timing(batch, drawn_rewards.numel(), now - started, now - updating),
@@ -143,11 +148,22 @@ def sample_metrics(batch: Batch, drawn_rewards: Tensor) -> Metrics:
         "reward": drawn_rewards.mean().item(),
         "reward_std": drawn_rewards.std(dim=1).mean().item(),
         "frac_reward_zero_std": (drawn_rewards.amax(1) == drawn_rewards.amin(1)).float().mean().item(),
-        **{f"rewards/{name.rpartition(':')[2]}/mean": sum(own) / len(own) for name, own in values.items() if own},
+        **{f"rewards/{name}/mean": sum(own) / len(own) for name, own in values.items() if own},
         "entropy": rollout.stats["entropy"].mean().item(),
         "diversity": diversity(rollout.tokens, batch.group),
         "logp_gap/guided": (rollout.sample_logp - rollout.cond_logp).abs().mean().item(),
     }
+
+
+def check_applicable(batch: Batch) -> None:
+    """UserError for a reward that says nothing about any sample: training on its silence would teach nothing."""
+    for name, values in batch.scores.items():
+        if all(value is None for value in values):
+            has = ", ".join(sorted({column for prompt in batch.prompts for column in prompt.columns})) or "none"
+            raise UserError(
+                f"reward '{name}' applies to none of the prompts of the first step, such as '{batch.prompts[0].text}' "
+                f"(their columns: {has}); use prompts with the columns that it reads, or another reward"
+            )
 
 
 def timing(batch: Batch, images: int, step_time: float, update_time: float) -> Metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.rollout import Batch
 
-Metrics = dict[str, float]
+Metrics = dict[str, Any]  # floats; None for what was not measured
 
 
 class Updater:
@@ -37,7 +38,9 @@ class Updater:
         )
 
     def __call__(self, batch: Batch, advantage: Tensor, credit: Tensor, lr: float) -> Metrics:
-        """advantage (B,), credit (B, T). Metrics of the last update; `skipped` counts those with a loss that is not finite."""
+        """advantage (B,), credit (B, T). Metrics of the last update; `skipped` counts those with a loss that is not finite.
+
+        `kl` is None without a reference."""
         for settings in self.optimizer.param_groups:
             settings["lr"] = lr
         tokens, mask = batch.rollout.tokens, torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
@@ -79,7 +82,7 @@ class Updater:
             skipped += not math.isfinite(metrics["grad_norm"])
         sampled = batch.rollout.sample_logp if self.config.scoring == "guided" else batch.rollout.cond_logp
         metrics["logp_gap/replay"] = (old_logp - sampled).abs().mean().item()
-        return {**metrics, "skipped": float(skipped)}
+        return {"kl": None, **metrics, "skipped": float(skipped)}
 
     def _score(self, policy: Policy, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """(b, T) log-probs of the sampled codes of some rows under the scoring distribution, and entropy if it is used."""

@@ -9,7 +9,7 @@ import torch
 from gcpo_t2i.algo.credit import (
     CONTRASTS,
     CREDITS,
-    NORMALISERS,
+    NORMALIZERS,
     CreditSettings,
     entropy,
     evidence,
@@ -20,9 +20,9 @@ from gcpo_t2i.algo.credit import (
 
 ALPHA = math.log(0.2) / math.log(0.6) - 1  # top 0.4, mass 0.8
 LEGAL = [
-    (contrast, normaliser)
-    for contrast, normaliser in itertools.product(CONTRASTS, NORMALISERS)
-    if NORMALISERS[normaliser].signed or not CONTRASTS[contrast].signed
+    (contrast, normalizer)
+    for contrast, normalizer in itertools.product(CONTRASTS, NORMALIZERS)
+    if NORMALIZERS[normalizer].signed or not CONTRASTS[contrast].signed
 ]
 MEAN_ONE = [pair for pair in LEGAL if pair[1] != "none"]
 
@@ -165,7 +165,7 @@ def test_evidence_has_no_gradient():
     assert not evidence(tensors, all_valid(tensors), CreditSettings()).requires_grad
 
 
-# --- normalisers -----------------------------------------------------------------------------------------------------
+# --- normalizers -----------------------------------------------------------------------------------------------------
 
 
 def test_power_rank_by_hand():
@@ -206,74 +206,74 @@ def test_power_rank_gives_top_the_mass(top, mass):
 
 def test_mean_by_hand():
     # mean 2
-    credit = guidance(*from_evidence([[0.0, 1.0, 5.0]]), contrast="exact_kl", normaliser="mean")
+    credit = guidance(*from_evidence([[0.0, 1.0, 5.0]]), contrast="exact_kl", normalizer="mean")
     torch.testing.assert_close(credit, torch.tensor([[0.0, 0.5, 2.5]]))
 
 
 def test_softmax_by_hand():
     # exp of the evidence is 1, 2, 3, sum 6, times 3 tokens; at temperature 2 the square roots of those
     tensors, mask = from_evidence([[0.0, math.log(2), math.log(3)]])
-    credit = guidance(tensors, mask, contrast="exact_kl", normaliser="softmax")
+    credit = guidance(tensors, mask, contrast="exact_kl", normalizer="softmax")
     torch.testing.assert_close(credit, torch.tensor([[0.5, 1.0, 1.5]]))
-    credit = guidance(tensors, mask, contrast="exact_kl", normaliser="softmax", temperature=2.0)
+    credit = guidance(tensors, mask, contrast="exact_kl", normalizer="softmax", temperature=2.0)
     roots = torch.tensor([[1.0, 2.0, 3.0]]).sqrt()
     torch.testing.assert_close(credit, roots * 3 / roots.sum())
 
 
 def test_none_is_the_raw_evidence():
     tensors, mask = from_evidence([[0.0, 1.0, 5.0]])
-    assert torch.equal(guidance(tensors, mask, contrast="exact_kl", normaliser="none"), tensors["exact_kl"])
+    assert torch.equal(guidance(tensors, mask, contrast="exact_kl", normalizer="none"), tensors["exact_kl"])
 
 
-@pytest.mark.parametrize(("contrast", "normaliser"), MEAN_ONE)
+@pytest.mark.parametrize(("contrast", "normalizer"), MEAN_ONE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_mean_one_over_valid_tokens_and_nothing_elsewhere(contrast, normaliser, dtype):
+def test_mean_one_over_valid_tokens_and_nothing_elsewhere(contrast, normalizer, dtype):
     tensors = rollout(dtype=dtype)
     mask = torch.tensor([[True] * 7, [False, True, True, False, True, True, False], [True] + [False] * 6])
-    credit = guidance(tensors, mask, contrast=contrast, normaliser=normaliser)
+    credit = guidance(tensors, mask, contrast=contrast, normalizer=normalizer)
     assert credit.dtype == torch.float32 and (credit >= 0).all() and (credit[~mask] == 0).all()
     torch.testing.assert_close(credit.sum(dim=1) / mask.sum(dim=1), torch.ones(3))
 
 
-@pytest.mark.parametrize(("contrast", "normaliser"), LEGAL)
-def test_invalid_tokens_do_not_change_the_credit_of_valid_ones(contrast, normaliser):
+@pytest.mark.parametrize(("contrast", "normalizer"), LEGAL)
+def test_invalid_tokens_do_not_change_the_credit_of_valid_ones(contrast, normalizer):
     tensors = rollout(batch=1, tokens=5)
     longer = {name: torch.cat([v, torch.tensor([[torch.nan, 99.0]])], dim=1) for name, v in tensors.items()}
     mask = torch.tensor([[True] * 5 + [False] * 2])
-    short = guidance(tensors, mask[:, :5], contrast=contrast, normaliser=normaliser)
-    padded = guidance(longer, mask, contrast=contrast, normaliser=normaliser)
+    short = guidance(tensors, mask[:, :5], contrast=contrast, normalizer=normalizer)
+    padded = guidance(longer, mask, contrast=contrast, normalizer=normalizer)
     torch.testing.assert_close(padded[:, :5], short)
     assert (padded[:, 5:] == 0).all()
 
 
-@pytest.mark.parametrize(("contrast", "normaliser"), LEGAL)
-def test_credit_moves_with_its_token(contrast, normaliser):
+@pytest.mark.parametrize(("contrast", "normalizer"), LEGAL)
+def test_credit_moves_with_its_token(contrast, normalizer):
     tensors = rollout(tokens=9)
     mask = all_valid(tensors)
     mask[1, 4:] = False
     order = torch.randperm(9, generator=generator(3))
-    credit = guidance(tensors, mask, contrast=contrast, normaliser=normaliser)
+    credit = guidance(tensors, mask, contrast=contrast, normalizer=normalizer)
     moved = {name: value[:, order] for name, value in tensors.items()}
     torch.testing.assert_close(
-        guidance(moved, mask[:, order], contrast=contrast, normaliser=normaliser), credit[:, order]
+        guidance(moved, mask[:, order], contrast=contrast, normalizer=normalizer), credit[:, order]
     )
 
 
-@pytest.mark.parametrize(("contrast", "normaliser"), MEAN_ONE)
-def test_equal_evidence_is_uniform_credit(contrast, normaliser):
+@pytest.mark.parametrize(("contrast", "normalizer"), MEAN_ONE)
+def test_equal_evidence_is_uniform_credit(contrast, normalizer):
     # The negative prompt is the prompt: every contrast is 0 everywhere.
     logp = -torch.rand(2, 6, generator=generator())
     zero = torch.zeros(2, 6)
     tensors = {"cond_logp": logp, "null_logp": logp, "exact_kl": zero, "js": zero}
-    credit = guidance(tensors, all_valid(tensors), contrast=contrast, normaliser=normaliser)
+    credit = guidance(tensors, all_valid(tensors), contrast=contrast, normalizer=normalizer)
     torch.testing.assert_close(credit, torch.ones(2, 6))
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
-def test_sample_without_valid_tokens_gets_nothing(normaliser):
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_sample_without_valid_tokens_gets_nothing(normalizer):
     tensors = rollout(batch=1)
     mask = torch.zeros(1, 7, dtype=torch.bool)
-    assert torch.equal(guidance(tensors, mask, normaliser=normaliser), torch.zeros(1, 7))
+    assert torch.equal(guidance(tensors, mask, normalizer=normalizer), torch.zeros(1, 7))
 
 
 def test_infinite_evidence_ranks_highest_and_nan_is_not_hidden():
@@ -328,7 +328,7 @@ def test_random_follows_its_generator():
 def test_random_reaches_every_order_in_every_sample_separately():
     values = torch.tensor([[1.0, 2.0, 4.0]]).expand(200, 3)
     fn = CREDITS["random"].fn
-    settings = CreditSettings(contrast="exact_kl", normaliser="none")
+    settings = CreditSettings(contrast="exact_kl", normalizer="none")
     shuffled = fn({"exact_kl": values}, torch.ones(200, 3, dtype=torch.bool), settings, generator())
     assert {tuple(row) for row in shuffled.tolist()} == set(itertools.permutations((1.0, 2.0, 4.0)))
 
@@ -348,13 +348,13 @@ def test_needs_of_the_rules():
     [
         ({"contrast": "exactkl"}, "unknown contrast 'exactkl'; did you mean 'exact_kl'?"),
         ({"contrast": "zzz"}, "unknown contrast 'zzz'; known: abs, exact_kl, js, k3, log_ratio"),
-        ({"normaliser": "rank"}, "unknown normaliser 'rank'; did you mean 'power_rank'?"),
+        ({"normalizer": "rank"}, "unknown normalizer 'rank'; did you mean 'power_rank'?"),
         ({"top": 0.0}, "0 < top <= mass < 1, got top 0.0"),
         ({"mass": 1.0}, "0 < top <= mass < 1"),
         ({"top": 0.9}, "got top 0.9 and mass 0.8"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
-        ({"contrast": "log_ratio", "normaliser": "mean"}, "normaliser 'mean' would make negative weights"),
-        ({"contrast": "log_ratio", "normaliser": "none"}, "signed contrast 'log_ratio'; use the normaliser power_rank"),
+        ({"contrast": "log_ratio", "normalizer": "mean"}, "normalizer 'mean' would make negative weights"),
+        ({"contrast": "log_ratio", "normalizer": "none"}, "signed contrast 'log_ratio'; use the normalizer power_rank"),
     ],
 )
 def test_settings_say_what_is_wrong(wrong, message):

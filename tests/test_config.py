@@ -84,8 +84,8 @@ def test_bounds_name_the_field_and_the_value(config, message):
         ),
         (TrainConfig(credit=CreditConfig(contrast="k33")), "credit.contrast 'k33' is unknown; did you mean 'k3'?"),
         (
-            TrainConfig(credit=CreditConfig(normaliser="rank")),
-            "credit.normaliser 'rank' is unknown; did you mean 'power_rank'?",
+            TrainConfig(credit=CreditConfig(normalizer="rank")),
+            "credit.normalizer 'rank' is unknown; did you mean 'power_rank'?",
         ),
         (
             TrainConfig(loss=LossConfig(surrogate="zzz")),
@@ -119,7 +119,7 @@ def test_group_size_one_is_an_error_with_its_cure():
     [
         (TrainConfig(loss=LossConfig(kl_reweight=True)), "loss.kl_reweight", "needs loss.beta > 0"),
         (TrainConfig(credit=CreditConfig(top=0.9, mass=0.8)), "credit", "top <= mass"),
-        (TrainConfig(credit=CreditConfig(contrast="log_ratio", normaliser="mean")), "credit", "negative weights"),
+        (TrainConfig(credit=CreditConfig(contrast="log_ratio", normalizer="mean")), "credit", "negative weights"),
         (TrainConfig(resume=True, overwrite=True, output_dir="x"), "resume", "exclude each other"),
         (TrainConfig(resume=True), "resume", "--output_dir"),
         (TrainConfig(rewards=[]), "rewards", "at least one reward"),
@@ -148,7 +148,7 @@ def test_kl_reweight_with_beta_is_fine():
 def test_null_leaves_the_row_as_it_is_and_single_parts_can_be_replaced():
     row, settings = resolve_algorithm(TrainConfig(algorithm="dapo"))
     assert row == ROWS["dapo"]
-    assert (settings.contrast, settings.normaliser, settings.top, settings.mass) == ("k3", "power_rank", 0.4, 0.8)
+    assert (settings.contrast, settings.normalizer, settings.top, settings.mass) == ("k3", "power_rank", 0.4, 0.8)
     config = TrainConfig(
         algorithm="dapo",
         credit=CreditConfig(rule="guidance", contrast="abs", temperature=2.0),

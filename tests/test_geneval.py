@@ -190,6 +190,9 @@ def test_relative_position_by_hand() -> None:
     # Larger boxes need more distance: sides 10 and 50, slack 6; centres 10 apart, (10 - 6) / 10 = 0.4.
     assert relative_position(box(30, 20), box(0, 0, 50)) == set()
     assert relative_position(box(0, 0), box(0, 0)) == set()
+    # What is left of the offset must also reach 1e-3, whatever its direction.
+    assert relative_position(box(0.0009, 0, 0), box(0, 0, 0)) == set()
+    assert relative_position(box(0.0011, 0, 0), box(0, 0, 0)) == {"right of"}
 
 
 def test_box_iou_counts_pixels_inclusively() -> None:
@@ -232,6 +235,8 @@ def test_overlaps_are_suppressed_only_on_request() -> None:
     # Sides of 11 px, shifted by one: 110 / 132 = 0.83.
     assert keep_boxes(boxes, 0.3, max_overlap=0.8) == [1, 2]
     assert keep_boxes(boxes, 0.3, max_overlap=0.84) == [1, 0, 2]
+    # 10 x 10 and 10 x 5 px of it: exactly 0.5, which is too much already.
+    assert keep_boxes([(0, 0, 9, 9, 0.9), (0, 0, 9, 4, 0.8)], 0.3, max_overlap=0.5) == [0]
 
 
 def test_the_limit_comes_before_the_suppression() -> None:

@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from test_models_llamagen import CODES, TEXTS, logits_of, random_codes, tiny_policy
 from torch import Tensor, nn
 
 from gcpo_t2i.algo import credit
 from gcpo_t2i.models import decoding
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.models.policy import Condition, Rollout
+from tests.test_models_llamagen import CODES, TEXTS, logits_of, random_codes, tiny_policy
 
 NEGATIVES = [None, "blue blue", None]
 ALL_STATS = ("exact_kl", "js", "entropy")

@@ -74,5 +74,5 @@ def test_lookup_follows_dtype_and_adds_nothing_to_checkpoints() -> None:
 
 
 def test_head_dim_must_hold_two_axes() -> None:
-    with pytest.raises(ValueError, match="divisible by 4.*got 6"):
+    with pytest.raises(ValueError, match=r"divisible by 4.*got 6"):
         rotary_table((2, 2), prefix=1, head_dim=6)

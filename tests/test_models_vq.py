@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_models_llamagen import random_codes, tiny_vq
 
 from gcpo_t2i.models import vq
+from tests.test_models_llamagen import random_codes, tiny_vq
 
 
 def pictures(count: int = 3) -> np.ndarray:

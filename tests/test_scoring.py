@@ -12,7 +12,7 @@ from gcpo_t2i import scoring
 from gcpo_t2i.config import RewardConfig
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.scoring import RewardSet
+from gcpo_t2i.scoring import RewardSet, scored_name
 
 
 def test_scores_are_weighted_and_named(reward_file: Path) -> None:
@@ -22,7 +22,8 @@ def test_scores_are_weighted_and_named(reward_file: Path) -> None:
         RewardConfig("geneval", kwargs={"score": "strict"}),
     ]
     rewards = RewardSet.load(configs)
-    assert list(rewards.labels.values()) == ["bright", "constant", "geneval/strict"]
+    assert list(rewards.rewards) == ["bright", "constant", "geneval"]
+    assert list(RewardSet.load(configs, label=scored_name).rewards) == ["bright", "constant", "geneval/strict"]
     white = Image.new("RGB", (48, 48), (255, 255, 255))
     scores = rewards.score([white], [Prompt("a photo")])
     assert list(scores.values()) == [[1.0], [1.0], [None]]  # GenEval has no say without metadata
@@ -33,7 +34,7 @@ def test_two_rewards_of_one_function_name_keep_their_full_names(reward_file: Pat
     other = tmp_path / "other.py"
     other.write_text(reward_file.read_text())
     rewards = RewardSet.load([RewardConfig(f"{path}:bright") for path in (reward_file, other)])
-    assert list(rewards.labels.values()) == [f"{reward_file}:bright", f"{other}:bright"]
+    assert list(rewards.rewards) == [f"{reward_file}:bright", f"{other}:bright"]
 
 
 def test_an_unknown_reward_is_a_user_error() -> None:

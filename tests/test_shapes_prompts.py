@@ -199,7 +199,7 @@ def test_images_of_a_batch_are_the_rendered_scenes_of_its_prompts() -> None:
     batch = SceneStream(heldout_specs(), 6, seed=0).batch(0)
     assert batch.images.shape == (6, 3, 48, 48)
     assert torch.equal(batch.images, to_pixels([render(scene) for scene in batch.scenes]))
-    assert -1 <= batch.images.min() and batch.images.max() <= 1
+    assert batch.images.min() >= -1 and batch.images.max() <= 1
     for spec, scene, prompt in zip(batch.metadata, batch.scenes, batch.prompts, strict=True):
         assert _verdict(scene, spec)[0] and spec["prompt"] == prompt
 

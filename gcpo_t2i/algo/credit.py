@@ -6,7 +6,7 @@ x⁻, in float32 and without gradient, and the tokens on which the two disagree 
     a_t = log π(y_t | x, y_<t)      b_t = log π(y_t | x⁻, y_<t)
     contrast, by default k3, Schulman's estimate of KL(π(·|x) ‖ π(·|x⁻)):
         δ = clip(b − a, ±20)        η = exp(δ) − δ − 1
-    normaliser, by default power_rank, which gives the share `top` of the tokens the share `mass` of the weight:
+    normalizer, by default power_rank, which gives the share `top` of the tokens the share `mass` of the weight:
         p = rank(η) / N             w = p^α / mean(p^α)          α = ln(1 − mass) / ln(1 − top) − 1
 
 Deviations from the published code: it clamps η to 10 *before* it ranks, and breaks ties by position, so that ten
@@ -99,7 +99,7 @@ CONTRASTS: dict[str, Contrast] = {
 }
 
 
-# --- normalisers: evidence (B,T) → credit (B,T) -----------------------------------------------------------------------
+# --- normalizers: evidence (B,T) → credit (B,T) -----------------------------------------------------------------------
 
 
 def _average_ranks(evidence: Tensor, mask: Tensor) -> Tensor:
@@ -143,18 +143,18 @@ def _none(evidence: Tensor, mask: Tensor, settings: CreditSettings) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Normaliser:
+class Normalizer:
     """Evidence → credit. `signed`: it makes weights ≥ 0 also out of negative evidence."""
 
     fn: Callable[[Tensor, Tensor, CreditSettings], Tensor]
     signed: bool
 
 
-NORMALISERS: dict[str, Normaliser] = {
-    "power_rank": Normaliser(_power_rank, signed=True),
-    "mean": Normaliser(_mean, signed=False),
-    "softmax": Normaliser(_softmax, signed=True),
-    "none": Normaliser(_none, signed=False),
+NORMALIZERS: dict[str, Normalizer] = {
+    "power_rank": Normalizer(_power_rank, signed=True),
+    "mean": Normalizer(_mean, signed=False),
+    "softmax": Normalizer(_softmax, signed=True),
+    "none": Normalizer(_none, signed=False),
 }
 
 
@@ -165,16 +165,16 @@ class CreditSettings:
     Attributes:
         contrast: Evidence per token. k3: low-variance KL estimate; exact_kl: KL over the whole vocabulary;
             abs: |log-ratio|; log_ratio: signed log-ratio; js: Jensen-Shannon divergence.
-        normaliser: Evidence to weights with mean 1. power_rank: by rank, the share `top` of the tokens holds the
+        normalizer: Evidence to weights with mean 1. power_rank: by rank, the share `top` of the tokens holds the
             share `mass` of the weight; mean: evidence over its mean; softmax: with `temperature`; none: the raw
             evidence, whose mean is not 1, so that it also scales the learning rate.
         top: Share of the tokens of a sample that holds the share `mass` of its credit (power_rank), between 0 and 1.
         mass: Share of the credit that those tokens hold (power_rank), from `top` (all equal) to below 1.
-        temperature: Temperature of the softmax normaliser, in nats of evidence.
+        temperature: Temperature of the softmax normalizer, in nats of evidence.
     """
 
     contrast: str = "k3"
-    normaliser: str = "power_rank"
+    normalizer: str = "power_rank"
     top: float = 0.4
     mass: float = 0.8
     temperature: float = 1.0
@@ -182,16 +182,16 @@ class CreditSettings:
     def __post_init__(self) -> None:
         if self.contrast not in CONTRASTS:
             raise unknown("contrast", self.contrast, CONTRASTS)
-        if self.normaliser not in NORMALISERS:
-            raise unknown("normaliser", self.normaliser, NORMALISERS)
+        if self.normalizer not in NORMALIZERS:
+            raise unknown("normalizer", self.normalizer, NORMALIZERS)
         if not 0 < self.top <= self.mass < 1:
             raise ValueError(f"credit needs 0 < top <= mass < 1, got top {self.top} and mass {self.mass}")
         if not self.temperature > 0:
             raise ValueError(f"credit temperature must be above 0, got {self.temperature}")
-        if CONTRASTS[self.contrast].signed and not NORMALISERS[self.normaliser].signed:
+        if CONTRASTS[self.contrast].signed and not NORMALIZERS[self.normalizer].signed:
             raise ValueError(
-                f"normaliser '{self.normaliser}' would make negative weights of the signed contrast "
-                f"'{self.contrast}'; use the normaliser power_rank or softmax, or the contrast abs"
+                f"normalizer '{self.normalizer}' would make negative weights of the signed contrast "
+                f"'{self.contrast}'; use the normalizer power_rank or softmax, or the contrast abs"
             )
 
 
@@ -223,10 +223,10 @@ def guidance_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, ge
     """Tokens get credit by how much the prompt changed their prediction (arXiv 2605.29198, see the head of this file).
 
     tensors (B,T) log-probs or divergences in nats, mask (B,T) bool → credit (B,T) float32, ≥ 0, 0 at invalid tokens,
-    mean 1 over the valid tokens of each sample (except under the normaliser `none`). If all evidence of a sample is
+    mean 1 over the valid tokens of each sample (except under the normalizer `none`). If all evidence of a sample is
     equal, for instance since the negative prompt is the prompt, its credit is uniform.
     """
-    return NORMALISERS[settings.normaliser].fn(evidence(tensors, mask, settings), mask, settings)
+    return NORMALIZERS[settings.normalizer].fn(evidence(tensors, mask, settings), mask, settings)
 
 
 def random_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, generator: torch.Generator) -> Tensor:

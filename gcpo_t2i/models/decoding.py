@@ -104,12 +104,12 @@ def prefill(trunk: Any, embeds: Tensor, mask: Tensor, start: int) -> tuple[Tenso
     output = trunk(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
     )
-    values = [layer.values for layer in past.layers]
-    keys = [layer.keys.to(values[0].dtype) for layer in past.layers]  # autocast leaves rotated keys in float32
-    bias = torch.zeros(count, 1, 1, length, dtype=values[0].dtype, device=mask.device)
-    return output.last_hidden_state[:, -1], Cache(
-        keys, values, bias.masked_fill(~mask[:, None, None], -torch.inf), length
-    )
+    layers: list[Any] = past.layers
+    dtype = layers[0].values.dtype
+    keys = [layer.keys.to(dtype) for layer in layers]  # autocast leaves rotated keys in float32
+    bias = torch.zeros(count, 1, 1, length, dtype=dtype, device=mask.device)
+    bias.masked_fill_(~mask[:, None, None], -torch.inf)
+    return output.last_hidden_state[:, -1], Cache(keys, [layer.values for layer in layers], bias, length)
 
 
 def expand(cache: Cache, group: int) -> Cache:
@@ -194,7 +194,10 @@ def pick(logits: Tensor, uniform: Tensor, guided: bool, how: Sampling) -> dict[s
     of_token = {"cond_logp": cond, "sample_logp": mixture} | ({} if null is None else {"null_logp": null})
     out = {name: rows.gather(-1, tokens[:, None]).squeeze(-1) for name, rows in of_token.items()}
     for name in how.stats:
-        out[name] = credit.entropy(mixture) if name == "entropy" else PAIR_STATS[name](cond, null)
+        if name == "entropy":
+            out[name] = credit.entropy(mixture)
+        elif null is not None:
+            out[name] = PAIR_STATS[name](cond, null)
     return {"tokens": tokens, **out}
 
 

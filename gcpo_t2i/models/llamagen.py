@@ -15,33 +15,14 @@ from typing import Any, Self
 import torch
 from diffusers import VQModel
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import LlamaModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from gcpo_t2i.models import decoding, folder, vq
+from gcpo_t2i.models import llamagen_parts as parts
+from gcpo_t2i.models.llamagen_parts import Adapter
 from gcpo_t2i.models.policy import Condition, Rollout, Scores
 from gcpo_t2i.models.rope import Rotary2D
-
-PARTS = {
-    "trunk": ("transformers", "LlamaModel"),
-    "adapter": ("gcpo_t2i.models.llamagen", "Adapter"),
-    "text_encoder": ("transformers", "T5EncoderModel"),
-    "tokenizer": ("transformers", "AutoTokenizer"),
-    "vq": ("diffusers", "VQModel"),
-}
-
-
-class Adapter(nn.Module):
-    """What surrounds the trunk: caption projector (LlamaGen's `cap_proj`), null caption in text space, output head."""
-
-    def __init__(self, text_dim: int, dim: int, codes: int, caption_tokens: int) -> None:
-        super().__init__()
-        self.caption_projector = nn.Sequential(
-            nn.Linear(text_dim, dim, bias=False), nn.GELU(approximate="tanh"), nn.Linear(dim, dim, bias=False)
-        )
-        self.uncond_embedding = nn.Parameter(torch.randn(caption_tokens, text_dim) * text_dim**-0.5)
-        self.head = nn.Linear(dim, codes, bias=False)
 
 
 class LlamaGenPolicy(nn.Module):
@@ -60,27 +41,17 @@ class LlamaGenPolicy(nn.Module):
         self.grid = (int(grid[0]), int(grid[1]))
         self.trunk, self.adapter, self.text_encoder, self.vq = trunk, adapter, text_encoder, vq_model
         self.tokenizer = tokenizer
-        self._check_sizes()
+        self._parts.check()
         config = trunk.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        theta = (config.rope_parameters or {}).get("rope_theta", 10000.0)
-        trunk.rotary_emb = Rotary2D(self.grid, self.caption_tokens, head_dim, theta).to(trunk.device)
+        theta = dict(config.rope_parameters or {}).get("rope_theta") or 10000.0
+        rotary = Rotary2D(self.grid, self.caption_tokens, head_dim, float(theta))
+        trunk.register_module("rotary_emb", rotary.to(trunk.device))
         self.train(self.training)
 
-    def _check_sizes(self) -> None:
-        codes = {
-            "trunk vocabulary": self.trunk.config.vocab_size,
-            "output head": self.adapter.head.out_features,
-            "VQ codebook": self.vq.config["num_vq_embeddings"],
-        }
-        widths = {
-            "text encoder": self.text_encoder.config.d_model,
-            "caption projector": self.adapter.caption_projector[0].in_features,
-        }
-        dims = {"trunk": self.trunk.config.hidden_size, "output head": self.adapter.head.in_features}
-        for what, sizes in (("codes", codes), ("text width", widths), ("width", dims)):
-            if len(set(sizes.values())) > 1:
-                raise ValueError(f"the parts disagree on {what}: {sizes}")
+    @property
+    def _parts(self) -> parts.Parts:
+        return parts.Parts(self.trunk, self.adapter, self.text_encoder, self.tokenizer, self.vq)
 
     @classmethod
     def build(
@@ -103,47 +74,25 @@ class LlamaGenPolicy(nn.Module):
     ) -> Self:
         """A randomly initialised policy from sizes, for pre-training and tests. Seed with torch.manual_seed before.
 
-        Weights of trunk and adapter are normal with std 0.6/sqrt(dim): LlamaGen's 0.02 at its width of about 1000,
-        and not vanishing at small ones. kv_heads below heads (LlamaGen's `n_kv_head`) makes a smaller cache, hence faster
-        sampling. mlp_dim defaults to 8/3 dim rounded up to 32, text_mlp_dim to 2 text_dim.
-        No dropout anywhere: a policy whose log-probs are random cannot be compared with its own rollout.
+        Weights of trunk and adapter are normal with std 0.6/sqrt(dim). kv_heads below heads (LlamaGen's `n_kv_head`)
+        makes a smaller cache, hence faster sampling. mlp_dim defaults to 8/3 dim rounded up to 32, text_mlp_dim to
+        2 text_dim. No dropout anywhere: a policy whose log-probs are random cannot be compared with its own rollout.
         """
-        std = 0.6 * dim**-0.5
-        trunk = LlamaModel(
-            LlamaConfig(
-                vocab_size=vq_model.config["num_vq_embeddings"],
-                hidden_size=dim,
-                intermediate_size=mlp_dim or -(-dim * 8 // 96) * 32,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                num_key_value_heads=kv_heads or heads,
-                max_position_embeddings=caption_tokens + grid[0] * grid[1],
-                rms_norm_eps=1e-5,
-                rope_parameters={"rope_type": "default", "rope_theta": theta},
-                initializer_range=std,
-                use_cache=False,
-                pad_token_id=None,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
+        codes = vq_model.config["num_vq_embeddings"]
+        trunk = parts.new_trunk(
+            codes=codes,
+            positions=caption_tokens + grid[0] * grid[1],
+            dim=dim,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads or heads,
+            mlp_dim=mlp_dim or -(-dim * 8 // 96) * 32,
+            theta=theta,
         )
-        text_encoder = T5EncoderModel(
-            T5Config(
-                vocab_size=len(tokenizer),
-                d_model=text_dim,
-                d_kv=text_dim // text_heads,
-                d_ff=text_mlp_dim or 2 * text_dim,
-                num_layers=text_layers,
-                num_heads=text_heads,
-                dropout_rate=0.0,
-                feed_forward_proj="gated-gelu",
-                pad_token_id=tokenizer.pad_token_id,
-            )
+        text_encoder = parts.new_text_encoder(
+            tokenizer, text_dim, text_layers, text_heads, text_mlp_dim or 2 * text_dim
         )
-        adapter = Adapter(text_dim, dim, trunk.config.vocab_size, caption_tokens)
-        for module in adapter.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=std)
+        adapter = parts.new_adapter(text_dim, dim, codes, caption_tokens)
         return cls(trunk, adapter, text_encoder, tokenizer, vq_model, grid)
 
     @property
@@ -314,25 +263,7 @@ class LlamaGenPolicy(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes model_index.json and trunk/, adapter/, text_encoder/, tokenizer/, vq/ (safetensors and json)."""
-        path = Path(path)
-        (path / "adapter").mkdir(parents=True, exist_ok=True)
-        with folder.no_progress_bars():
-            self.trunk.save_pretrained(path / "trunk")
-            self.text_encoder.save_pretrained(path / "text_encoder")
-            self.tokenizer.save_pretrained(path / "tokenizer")
-            self.vq.save_pretrained(path / "vq")
-        weights = {name: tensor.contiguous() for name, tensor in self.adapter.state_dict().items()}
-        save_file(weights, path / "adapter" / "model.safetensors", metadata={"format": "pt"})
-        projector = self.adapter.caption_projector[0]
-        config = {
-            "grid": self.grid,
-            "caption_tokens": self.caption_tokens,
-            "text_dim": projector.in_features,
-            "dim": projector.out_features,
-            "codes": self.adapter.head.out_features,
-        }
-        folder.write_json(path / "adapter" / "config.json", config)
-        folder.write_index(path, type(self).__name__, PARTS)
+        parts.save_parts(self._parts, self.grid, Path(path), type(self).__name__)
 
     @classmethod
     def from_pretrained(
@@ -341,28 +272,6 @@ class LlamaGenPolicy(nn.Module):
         """Loads what `save_pretrained` wrote, from disk alone, in eval mode. dtype None is float32; the VQ model is
         float32 always. UserError names the part that is missing, damaged, or of a shape that does not fit.
         """
-        path = Path(path)
         folder.read_index(path, [cls.__name__])
-        config = folder.read_json(path / "adapter" / "config.json")
-        dtype = dtype or torch.float32
-        with folder.no_progress_bars():
-            trunk = _load(LlamaModel, path / "trunk", dtype)
-            text_encoder = _load(T5EncoderModel, path / "text_encoder", dtype)
-            vq_model = _load(VQModel, path / "vq", torch.float32)
-            with folder.reading(path / "tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
-        with folder.reading(path / "adapter"):
-            adapter = Adapter(config["text_dim"], config["dim"], config["codes"], config["caption_tokens"])
-            adapter.load_state_dict(load_file(path / "adapter" / "model.safetensors"))
-        with folder.reading(path):
-            policy = cls(trunk, adapter.to(dtype), text_encoder, tokenizer, vq_model, config["grid"])
-        return policy.to(device).eval()
-
-
-def _load(kind: Any, path: Path, dtype: torch.dtype) -> Any:
-    """A transformers or diffusers model from its own folder; both name the dtype differently."""
-    name = "torch_dtype" if kind is VQModel else "dtype"
-    with folder.reading(path):
-        model, info = kind.from_pretrained(path, local_files_only=True, output_loading_info=True, **{name: dtype})
-        folder.require_complete(path, info)
-    return model
+        loaded, grid = parts.load_parts(Path(path), dtype or torch.float32)
+        return cls(*loaded, grid=grid).to(device).eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -113,13 +113,17 @@ class Policy(Protocol):
         """Freezes what reinforcement learning leaves alone (text encoder, tokenizer); returns the rest."""
         ...
 
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+
     def decode(self, tokens: Tensor) -> list[Image.Image]: ...
 
     def encode(self, images: Any) -> Tensor: ...
 
-    def save_pretrained(self, folder: str | Path) -> None: ...
+    def save_pretrained(self, path: str | Path) -> None: ...
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        cls, path: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self: ...

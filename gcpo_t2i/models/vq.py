@@ -56,8 +56,7 @@ def decode_pixels(vq: VQModel, codes: Tensor, grid: tuple[int, int]) -> Tensor:
     weight = _weight(vq)
     pixels = []
     for part in codes.to(weight.device).split(CHUNK):
-        quantised = vq.quantize.get_codebook_entry(part.reshape(-1), (part.shape[0], *grid, weight.shape[1]))
-        pixels.append(_decode(vq, quantised))
+        pixels.append(_decode(vq, weight[part].view(part.shape[0], *grid, -1).permute(0, 3, 1, 2).contiguous()))
     return torch.cat(pixels)
 
 

@@ -141,4 +141,4 @@ def object_masks(scene: Scene) -> list[np.ndarray]:
 def cell_masks(scene: Scene) -> list[np.ndarray]:
     """The code cells of each object: [(12, 12) bool], a cell belongs to an object that covers any of its pixels."""
     blocks = [mask.reshape(GRID, CELL, GRID, CELL) for mask in object_masks(scene)]
-    return [block.any(axis=(1, 3)) for block in blocks]
+    return [np.any(block, axis=(1, 3)) for block in blocks]

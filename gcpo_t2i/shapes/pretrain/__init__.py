@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from gcpo_t2i.shapes.pretrain.cards import Measured, Sizes
     from gcpo_t2i.shapes.pretrain.stream import SceneStream
 
-VQ_BATCH = 32
 STREAM_SEEDS = {
     "vq": 100,
     "generator": 200,
@@ -85,9 +84,9 @@ class Run:
 
 
 def _train_vq(run: Run) -> None:
-    from gcpo_t2i.shapes.pretrain.vq import train_vq
+    from gcpo_t2i.shapes.pretrain.vq import BATCH, train_vq
 
-    vq, _ = train_vq(run.stream("vq", VQ_BATCH), **run.training("vq"))
+    vq, _ = train_vq(run.stream("vq", BATCH), **run.training("vq"))
     vq.save_pretrained(run.folder("vq"))
 
 

@@ -209,8 +209,8 @@ def correlation(
     clean = torch.cat([clean for _, _, clean in parts]).numpy()
     return {
         name: {
-            "pearson": float(stats.pearsonr(guesses[chosen], scores[chosen]).statistic),
-            "spearman": float(stats.spearmanr(guesses[chosen], scores[chosen]).statistic),
+            "pearson": float(stats.pearsonr(guesses[chosen], scores[chosen])[0]),
+            "spearman": float(stats.spearmanr(guesses[chosen], scores[chosen])[0]),
         }
         for name, chosen in {"all": np.ones_like(clean), "clean": clean}.items()
     }

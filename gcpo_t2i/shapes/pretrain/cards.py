@@ -25,12 +25,12 @@ from gcpo_t2i.data import Prompt, load_prompts
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.rollout import Sampling
-from gcpo_t2i.scoring import RewardSet
+from gcpo_t2i.scoring import RewardSet, scored_name
 from gcpo_t2i.shapes.pretrain.aesthetic import correlation
 from gcpo_t2i.shapes.pretrain.clip import retrieval
 from gcpo_t2i.shapes.pretrain.fit import progress_bar
 from gcpo_t2i.shapes.pretrain.stream import SceneStream, to_pixels
-from gcpo_t2i.shapes.pretrain.vq import reconstruct
+from gcpo_t2i.shapes.pretrain.vq import code_noise, reconstruct
 from gcpo_t2i.shapes.prompts import TAGS, heldout_specs, sample_scene
 from gcpo_t2i.shapes.scenes import render
 
@@ -62,7 +62,7 @@ class Sizes:
 
 
 def _strict() -> RewardSet:
-    return RewardSet.load([RewardConfig("geneval", kwargs={"score": "strict"})])
+    return RewardSet.load([RewardConfig("geneval", kwargs={"score": "strict"})], label=scored_name)
 
 
 def _by_tag(evaluation: Evaluation) -> dict[str, float]:
@@ -92,11 +92,13 @@ def measure_vq(vq: VQModel, sizes: Sizes) -> Measured:
         load_prompts(HELD_OUT), EvalConfig(num_prompts=sizes.scenes, samples_per_prompt=1, seed=SEED)
     )
     pictures = [render(sample_scene(dict(prompt.columns), rng)) for prompt in prompts]
-    decoded = _reconstructed(vq, to_pixels(pictures))
+    pixels = to_pixels(pictures)
+    decoded = _reconstructed(vq, pixels)
     columns = {"rendered": pictures, "reconstructed": decoded}
     scores = {
         name: score_images([Image.fromarray(image) for image in images], prompts) for name, images in columns.items()
     }
+    scores["reconstructed"]["code noise (nats)"] = code_noise(vq, pixels[: 4 * CHUNK].to(vq.device))
     return Measured(_parameters(vq), scores)
 
 
@@ -152,7 +154,8 @@ CARDS = {  # stage → title and text
         "ShapesWorld image tokenizer",
         "A `diffusers.VQModel`: 48 px images as 12 × 12 codes of a 512-entry codebook, with 4 px cells.\n\n"
         "Scores: strict GenEval (`shapes` detector) of rendered held-out scenes, and of their reconstructions, which is "
-        "the ceiling of any generator that uses it. Overall is the mean over tags; 95 % half-widths.",
+        "the ceiling of any generator that uses it. Overall is the mean over tags; 95 % half-widths. Code noise: the "
+        "entropy of a code given the pixels of its own cell, which no caption can tell.",
     ),
     "generator": (
         "ShapesWorld generator",
