@@ -81,7 +81,7 @@ class LossConfig:
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float | None = bounded(None, "> 0")
     """The ratio is clipped above at 1 + clip_high."""
-    beta: float = bounded(0.0, ">= 0")
+    beta: float = bounded(0.01, ">= 0")
     """Factor of the KL divergence to the starting model; 0 = no KL term, and no second model in memory."""
     kl_reweight: bool = False
     """Halve the KL penalty on tokens with much credit (needs beta > 0)."""
@@ -247,7 +247,7 @@ class PretrainConfig:
     """Folder for the checkpoints."""
     vq_steps: int = bounded(1500, "> 0")
     """Optimizer steps of the image tokenizer."""
-    generator_steps: int = bounded(4000, "> 0")
+    generator_steps: int = bounded(1800, "> 0")
     """Optimizer steps of the generator."""
     clip_steps: int = bounded(3000, "> 0")
     """Optimizer steps of the tiny CLIP."""

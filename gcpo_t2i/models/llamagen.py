@@ -42,10 +42,9 @@ class LlamaGenPolicy(nn.Module):
         self.trunk, self.adapter, self.text_encoder, self.vq = trunk, adapter, text_encoder, vq_model
         self.tokenizer = tokenizer
         self._parts.check()
-        config = trunk.config
+        config: Any = trunk.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        theta = dict(config.rope_parameters or {}).get("rope_theta") or 10000.0
-        rotary = Rotary2D(self.grid, self.caption_tokens, head_dim, float(theta))
+        rotary = Rotary2D(self.grid, self.caption_tokens, head_dim, config.rope_parameters["rope_theta"])
         trunk.register_module("rotary_emb", rotary.to(trunk.device))
         self.train(self.training)
 

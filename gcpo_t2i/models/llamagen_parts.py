@@ -109,8 +109,11 @@ def initial_std(dim: int) -> float:
     return 0.6 * dim**-0.5
 
 
-def new_text_encoder(tokenizer: PreTrainedTokenizerFast, dim: int, layers: int, heads: int, mlp_dim: int) -> Any:
+def new_text_encoder(
+    tokenizer: PreTrainedTokenizerFast, dim: int, layers: int, heads: int, mlp_dim: int
+) -> T5EncoderModel:
     """T5 v1.1, without dropout."""
+    padding: Any = tokenizer.pad_token_id
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=dim,
@@ -120,7 +123,7 @@ def new_text_encoder(tokenizer: PreTrainedTokenizerFast, dim: int, layers: int, 
         num_heads=heads,
         dropout_rate=0.0,
         feed_forward_proj="gated-gelu",
-        pad_token_id=tokenizer.convert_tokens_to_ids(str(tokenizer.pad_token)),
+        pad_token_id=padding,
     )
     return T5EncoderModel(config)
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from open_clip import CLIP
-from scipy import stats
+from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -198,6 +198,10 @@ def train_aesthetic(
     return head.eval(), metrics
 
 
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a, b)[0, 1])
+
+
 @torch.no_grad()
 def correlation(
     clip: CLIP, head: nn.Module, stream: SceneStream, batches: int, device: torch.device
@@ -209,8 +213,8 @@ def correlation(
     clean = torch.cat([clean for _, _, clean in parts]).numpy()
     return {
         name: {
-            "pearson": float(stats.pearsonr(guesses[chosen], scores[chosen])[0]),
-            "spearman": float(stats.spearmanr(guesses[chosen], scores[chosen])[0]),
+            "pearson": _pearson(guesses[chosen], scores[chosen]),
+            "spearman": _pearson(rankdata(guesses[chosen]), rankdata(scores[chosen])),
         }
         for name, chosen in {"all": np.ones_like(clean), "clean": clean}.items()
     }
