@@ -161,6 +161,8 @@ class TrainConfig:
     """Seed of everything random in training."""
     train_prompts: str = "shapesworld:train"
     """shapesworld:train, or a .txt file (a prompt per line), or a .jsonl file (GenEval's metadata format)."""
+    train_mix: dict[str, int] | None = None
+    """How often prompts of each tag come, as {tag: share, ...}; null = equally, for shapesworld:train the weak tags more."""
     prompts_per_step: int = bounded(8, "> 0")
     """Different prompts per step, over all processes."""
     group_size: int = bounded(8, "> 0")
@@ -249,7 +251,7 @@ class PretrainConfig:
     """Optimizer steps of the image tokenizer."""
     generator_steps: int = bounded(1800, "> 0")
     """Optimizer steps of the generator."""
-    clip_steps: int = bounded(3000, "> 0")
+    clip_steps: int = bounded(2500, "> 0")
     """Optimizer steps of the tiny CLIP."""
     aesthetic_steps: int = bounded(1000, "> 0")
     """Optimizer steps of the aesthetic head."""

@@ -15,7 +15,7 @@ from gcpo_t2i import checkpoint
 from gcpo_t2i.algo.credit import top_mass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import OptimConfig, TrainConfig, resolve_algorithm
-from gcpo_t2i.data import Prompt, PromptSampler, load_prompts
+from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, prompt_mix
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.report import Report
@@ -49,7 +49,7 @@ def train(config: TrainConfig) -> Path:
     generators = {"sample": torch.Generator(device), "credit": torch.Generator()}
     for generator in generators.values():
         generator.manual_seed(config.seed * 1000 + accelerator.process_index)
-    sampler = PromptSampler(prompts, config.seed)
+    sampler = PromptSampler(prompts, config.seed, prompt_mix(config.train_prompts, config.train_mix))
     local_prompts = config.prompts_per_step // accelerator.num_processes
     state = checkpoint.TrainState(policy, update.optimizer, generators)
     if config.resume:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gcpo_t2i.data import Prompt, PromptSampler, collate_columns, load_prompts
+from gcpo_t2i.data import TRAIN_MIX, Prompt, PromptSampler, collate_columns, load_prompts, prompt_mix
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.shapes import TAGS
 
@@ -177,3 +177,26 @@ def test_a_step_of_the_default_run_sees_all_six_categories():
 def test_a_sampler_without_prompts_is_refused():
     with pytest.raises(ValueError, match="at least one prompt"):
         PromptSampler([], seed=0)
+
+
+def test_a_mix_gives_tags_their_turns() -> None:
+    prompts = [Prompt(f"{tag}{i}", columns={"tag": tag}) for tag in "abc" for i in range(4)]
+    sampler = PromptSampler(prompts, 0, {"a": 2, "b": 1, "c": 0})
+    drawn = [prompt.text for prompt in sampler.batch(0, 12)]
+    assert [text[0] for text in drawn] == list("aba" * 4)
+    assert sorted(text for text in drawn[:6] if text[0] == "a") == ["a0", "a1", "a2", "a3"]  # an epoch before a repeat
+    assert sorted(text for text in drawn if text[0] == "b") == ["b0", "b1", "b2", "b3"]
+
+
+@pytest.mark.parametrize("mix", [{"a": 1}, {"a": 1, "b": 1, "x": 1}, {"a": 0, "b": 0}, {"a": -1, "b": 1}])
+def test_a_mix_that_does_not_fit_is_refused(mix: dict[str, int]) -> None:
+    prompts = [Prompt(tag, columns={"tag": tag}) for tag in "ab"]
+    with pytest.raises(UserError, match="train_mix"):
+        PromptSampler(prompts, 0, mix)
+
+
+def test_the_built_in_training_prompts_have_a_mix_of_their_own() -> None:
+    assert prompt_mix("shapesworld:train", None) == TRAIN_MIX
+    assert prompt_mix("shapesworld:train", {"a": 1}) == {"a": 1}
+    assert prompt_mix("prompts.jsonl", None) is None
+    PromptSampler(load_prompts("shapesworld:train"), 0, TRAIN_MIX)  # names exactly their tags

@@ -81,6 +81,16 @@ def test_cached_equals_uncached_on_cuda(dtype: torch.dtype) -> None:
     assert gap.max() < 1e-3 if dtype == torch.float32 else gap.mean() < 0.1
 
 
+def test_sampling_under_bf16_autocast() -> None:
+    policy = tiny_policy()
+    cond, null = both(policy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rollout = policy.sample(cond, null, group=2, guidance=2.0, generator=seeded(), stats=ALL_STATS)
+        replay = policy.logp(cond.repeat_interleave(2), rollout.tokens).logp
+    assert rollout.cond_logp.dtype == torch.float32
+    assert (replay - rollout.cond_logp).abs().mean() < 0.05
+
+
 class LowRank(nn.Module):
     """What PEFT puts in a projection's place."""
 

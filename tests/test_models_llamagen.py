@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import shutil
@@ -233,9 +234,20 @@ def test_logp_is_float32_under_bf16_autocast() -> None:
     cond = policy.condition(TEXTS)
     exact = policy.logp(cond, codes).logp
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = logits_of(policy, cond, codes)
         rough = policy.logp(cond, codes).logp
-    assert rough.dtype == torch.float32
+    assert rough.dtype == logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())  # the head itself ran in float32
     assert (exact - rough).abs().mean() < 0.05 and not torch.equal(exact, rough)
+
+
+def test_attention_back_ends_agree() -> None:
+    """Padding is masked by what transformers makes of the 2-D mask for each back end."""
+    policy, codes = copy.deepcopy(tiny_policy()), random_codes(3)
+    cond = policy.condition(TEXTS)
+    sdpa = logits_of(policy, cond, codes)
+    policy.trunk.set_attn_implementation("eager")
+    torch.testing.assert_close(logits_of(policy, cond, codes), sdpa, atol=1e-5, rtol=1e-5)
 
 
 # ---- folder

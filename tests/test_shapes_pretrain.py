@@ -300,7 +300,8 @@ STEPS = {"vq_steps": 3, "generator_steps": 2, "clip_steps": 2, "aesthetic_steps"
 
 
 def _config(out: Path, **settings: Any) -> PretrainConfig:
-    return PretrainConfig(**{"output_dir": str(out), **STEPS, **settings})
+    everything: dict[str, Any] = {"output_dir": str(out), **STEPS, **settings}
+    return PretrainConfig(**everything)
 
 
 @pytest.fixture(scope="module")

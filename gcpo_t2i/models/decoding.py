@@ -72,10 +72,12 @@ class Cache:
     """Keys and values per layer, each (R, kv heads, C, head_dim), of which the first `filled` positions are in use.
 
     Attention runs over whole blocks, unused positions masked. On CPU the capacity C grows block by block: batched
-    matrix products over whole, contiguous tensors are three times faster there than scaled_dot_product_attention, or
-    products, over a slice of a tensor allocated at full length (520 against 1650 µs per layer, 128 rows × 4 heads × 88
-    of 160 positions × 32 channels). Elsewhere C is the full length from the start, and slices are free.
-    Prefix keys are stored once per row, not per prompt: split attention would save less than its extra calls cost.
+    matrix products over whole, contiguous tensors take a third of the time of scaled_dot_product_attention, or of
+    products, over a slice of a tensor allocated at full length. Elsewhere C is the full length from the start, and
+    slices are free. A rollout of 64 guided images (128 rows, 144 codes, 6 layers of width 128, 4 heads, one thread)
+    takes 1.4 s; with scaled_dot_product_attention 1.8 s; through transformers' DynamicCache 2.6 s, StaticCache 2.8 s.
+    Prefix keys are stored once per row, not per prompt: splitting the attention in two saves 3 % of it at this size
+    (18 % at 120 caption and 576 image positions), too little for a second kind of cache.
     """
 
     keys: list[Tensor]
@@ -234,7 +236,7 @@ def sample(
     for t in range(length):
         steps.append(pick(logits, uniform[:, t], guided, how))
         if t + 1 < length:
-            embeds = embed(steps[-1]["tokens"]).to(prefix.dtype)
+            embeds = embed(steps[-1]["tokens"])
             embeds = torch.cat([embeds, embeds]) if guided else embeds
             hidden = decode_step(trunk, embeds, start + mask.shape[1] + t, cache)
             logits = head(hidden).float()

@@ -169,7 +169,7 @@ class LlamaGenPolicy(nn.Module):
     def hidden(self, states: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
         """states (B, L, D), mask (B, L), codes (B, T) → trunk outputs (B, T, dim) that predict each code."""
         prefix, mask = self._prefix(Condition(states, mask))  # (B, K, dim)
-        embeds = torch.cat([prefix, self.trunk.embed_tokens(codes[:, :-1]).to(prefix.dtype)], dim=1)
+        embeds = torch.cat([prefix, self.trunk.embed_tokens(codes[:, :-1])], dim=1)
         valid = torch.cat([mask, mask.new_ones(codes.shape[0], codes.shape[1] - 1)], dim=1)
         start = self.caption_tokens - prefix.shape[1]
         positions = torch.arange(start, start + embeds.shape[1], device=embeds.device)[None]
@@ -178,11 +178,11 @@ class LlamaGenPolicy(nn.Module):
 
     def _prefix(self, condition: Condition) -> tuple[Tensor, Tensor]:
         condition = condition.trimmed()
-        states = condition.states.to(self.adapter.uncond_embedding.dtype)
-        return self.adapter.caption_projector(states), condition.mask
+        dtype = self.trunk.embed_tokens.weight.dtype  # under autocast the residual stream stays float32, as usual
+        return self.adapter.caption_projector(condition.states.to(dtype)).to(dtype), condition.mask
 
     def forward(self, states: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
-        """Teacher-forced logits (B, T, V) of codes (B, T) under caption states (B, L, D) and mask (B, L)."""
+        """Teacher-forced logits (B, T, V) float32 of codes (B, T) under caption states (B, L, D) and mask (B, L)."""
         return self.adapter.head(self.hidden(states, mask, codes))
 
     def logp(

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from diffusers import VQModel
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from gcpo_t2i.models import folder
@@ -22,6 +23,15 @@ INDEX = {
 }
 
 
+class FloatLinear(nn.Linear):
+    """A linear layer computed in float32 whatever runs around it: logits in bf16 keep 8 bits, and the log-probs of
+    rollout and update would differ by hundredths."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float())
+
+
 class Adapter(nn.Module):
     """What surrounds the trunk: caption projector (LlamaGen's `cap_proj`), null caption in text space, output head."""
 
@@ -31,7 +41,7 @@ class Adapter(nn.Module):
             nn.Linear(text_dim, dim, bias=False), nn.GELU(approximate="tanh"), nn.Linear(dim, dim, bias=False)
         )
         self.uncond_embedding = nn.Parameter(torch.randn(caption_tokens, text_dim) * text_dim**-0.5)
-        self.head = nn.Linear(dim, codes, bias=False)
+        self.head = FloatLinear(dim, codes, bias=False)
 
     @property
     def sizes(self) -> dict[str, int]:
