@@ -117,7 +117,7 @@ def test_group_size_one_is_an_error_with_its_cure():
 @pytest.mark.parametrize(
     ("config", "key", "part"),
     [
-        (TrainConfig(loss=LossConfig(kl_reweight=True)), "loss.kl_reweight", "needs loss.beta > 0"),
+        (TrainConfig(loss=LossConfig(kl_reweight=True, beta=0.0)), "loss.kl_reweight", "needs loss.beta > 0"),
         (TrainConfig(credit=CreditConfig(top=0.9, mass=0.8)), "credit", "top <= mass"),
         (TrainConfig(credit=CreditConfig(contrast="log_ratio", normalizer="mean")), "credit", "negative weights"),
         (TrainConfig(resume=True, overwrite=True, output_dir="x"), "resume", "exclude each other"),

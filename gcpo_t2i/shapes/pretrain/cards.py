@@ -76,7 +76,7 @@ def _by_tag(evaluation: Evaluation) -> dict[str, float]:
 
 def score_images(images: list[Image.Image], prompts: list[Prompt]) -> dict[str, float]:
     """Strict GenEval with the `shapes` detector: N images and their N prompts → `overall` and a row for each tag."""
-    scores = _strict().score(images, prompts)["geneval"]
+    scores = _strict().score(images, prompts)[METRIC]
     return _by_tag(Evaluation(prompts, {METRIC: scores}, images))
 
 
