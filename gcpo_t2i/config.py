@@ -167,7 +167,7 @@ class TrainConfig:
     """Different prompts per step, over all processes."""
     group_size: int = bounded(8, "> 0")
     """Images per prompt, which are compared with each other."""
-    guidance: float = bounded(3.0, ">= 0")
+    guidance: float = bounded(2.0, ">= 0")
     """Scale of classifier-free guidance while sampling; 1 = none."""
     temperature: float = bounded(1.0, "> 0")
     """Sampling temperature."""
@@ -219,7 +219,7 @@ class SampleConfig:
     """Images per prompt."""
     batch_size: int = bounded(32, "> 0")
     """Images sampled at a time."""
-    guidance: float = bounded(3.0, ">= 0")
+    guidance: float = bounded(2.0, ">= 0")
     """Scale of classifier-free guidance; 1 = none."""
     temperature: float = bounded(1.0, "> 0")
     """Sampling temperature."""
