@@ -139,8 +139,8 @@ def _overview() -> str:
     return f"""\
 usage: gcpo-t2i COMMAND [--config FILE] [--key value ...]
 
-Reinforcement learning for autoregressive text-to-image models, with credit maps that show which image
-regions were rewarded.
+Reinforcement learning for autoregressive text-to-image models, with more credit for the image
+tokens that the prompt decided.
 
 commands:
 {commands}
