@@ -75,13 +75,14 @@ class LossConfig:
     """Importance ratio that is clipped: token (per token) or sequence (per image, as in GSPO)."""
     averaging: str | None = None
     """sequence = every image weighs the same, token = every token weighs the same."""
-    advantage_scale: str | None = None
-    """Rewards minus their group's mean are divided by the standard deviation of the group, of the batch, or by none."""
+    advantage_scale: str | None = "batch"
+    """Rewards minus their group's mean are divided by the standard deviation of the batch, of the group (as in the papers; a
+    group whose images hardly differ then counts as much as any), or by none; null = what the algorithm uses."""
     clip_low: float | None = bounded(None, "in (0, 1]")
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float | None = bounded(None, "> 0")
     """The ratio is clipped above at 1 + clip_high."""
-    beta: float = bounded(0.01, ">= 0")
+    beta: float = bounded(0.02, ">= 0")
     """Factor of the KL divergence to the starting model; 0 = no KL term, and no second model in memory."""
     kl_reweight: bool = False
     """Halve the KL penalty on tokens with much credit (needs beta > 0)."""
@@ -93,7 +94,7 @@ class LossConfig:
 class OptimConfig:
     """AdamW and its learning rate."""
 
-    learning_rate: float = bounded(1e-4, "> 0")
+    learning_rate: float = bounded(1.5e-4, "> 0")
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the running mean of the gradient and of its square."""
@@ -155,7 +156,7 @@ class TrainConfig:
     """guidance_gcpo, grpo, dapo, gspo, or the control random_credit."""
     output_dir: str | None = None
     """Folder for metrics, images and the trained model; null = the first unused runs/ALGORITHM-N."""
-    steps: int = bounded(40, "> 0")
+    steps: int = bounded(80, "> 0")
     """Optimizer steps (rollouts, if updates_per_rollout is 1)."""
     seed: int = bounded(0, ">= 0")
     """Seed of everything random in training."""

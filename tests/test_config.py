@@ -146,7 +146,7 @@ def test_kl_reweight_with_beta_is_fine():
 
 
 def test_null_leaves_the_row_as_it_is_and_single_parts_can_be_replaced():
-    row, settings = resolve_algorithm(TrainConfig(algorithm="dapo"))
+    row, settings = resolve_algorithm(TrainConfig(algorithm="dapo", loss=LossConfig(advantage_scale=None)))
     assert row == ROWS["dapo"]
     assert (settings.contrast, settings.normalizer, settings.top, settings.mass) == ("k3", "power_rank", 0.4, 0.8)
     config = TrainConfig(

@@ -383,7 +383,7 @@ def test_going_on_with_other_settings_is_refused(pretrained: Path) -> None:
 @pytest.mark.parametrize(("stage", "first"), [("generator", "vq"), ("clip", "vq"), ("aesthetic", "clip")])
 def test_a_stage_without_its_predecessor_names_what_to_run_first(tmp_path: Path, stage: str, first: str) -> None:
     out = tmp_path / "new"
-    config = PretrainConfig(stage=stage, output_dir=str(out))
+    config = _config(out, stage=stage)
     with pytest.raises(UserError, match=f"'{stage}' needs '{first}'.*gcpo-t2i pretrain --stage {first} --output_dir"):
         command.pretrain(config)
     assert not out.exists()

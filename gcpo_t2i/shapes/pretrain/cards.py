@@ -227,7 +227,7 @@ def write_card(folder: Path, facts: Mapping[str, Any], measured: Measured) -> No
         *("---", "library_name: gcpo-t2i", "license: apache-2.0", "---", f"# {title}", "", text, ""),
         *("```bash", facts["command"], "```", ""),
         f"{facts['steps']} steps, seed {facts['seed']}: {facts['seconds'] / 60:.1f} minutes on {facts['device']}, "
-        f"{facts['threads']} threads on {facts['cores']} cores, {facts['dtype']}, torch {facts['torch']}. "
+        f"{facts['cores']} cores, threads: {facts['threads']}, {facts['dtype']}, torch {facts['torch']}. "
         f"{measured.parameters:,} parameters.",
         "",
         *table(measured.scores),
