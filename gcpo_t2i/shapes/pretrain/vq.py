@@ -2,7 +2,7 @@
 
 What the generator needs of a tokenizer is more than good reconstructions: *the same cell must get the same code*. Codes
 that also tell what is around the cell reconstruct as well, and bury the caption under noise: trained end to end with
-straight-through gradients, this tokenizer spent 2.3 nats per code on it (`code_noise`), and the generator ignored its prompt.
+straight-through gradients, this tokenizer spent 2.3 nats per code on it (`code_noise`), which the generator had to learn first.
 So the codes are defined first, by k-means on the pixels of distinct cells, and one model learns both directions at once:
 the encoder to put each cell nearest to its cluster's codebook entry, the decoder to draw a picture from the entries. What
 a cluster leaves open (which grey is behind an edge) the decoder sees in the codes around it.
