@@ -1,40 +1,21 @@
 """The command line: `gcpo-t2i COMMAND [--config FILE] [--key.sub value ...]`.
 
-A command is a row of `COMMANDS`: a config dataclass, and the function that gets it. jsonargparse makes the flags out of
-the dataclass; this file adds what a person at a terminal needs: the nearest name for a misspelt one, the file that a
-bad setting came from, yes/no flags without a value, and flags that win over `--config` wherever they stand. The module
-that does the work is imported last, when all settings have been checked.
+A command is a row of `COMMANDS`: a config dataclass, and the function that gets it. `gcpo_t2i.parsing` makes the config out
+of the arguments; the module that does the work is imported last, when all settings have been checked.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
-import re
 import sys
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import yaml
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from gcpo_t2i import __version__
-from gcpo_t2i.config import (
-    ConfigError,
-    Loader,
-    PretrainConfig,
-    SampleConfig,
-    TrainConfig,
-    read_yaml,
-    suggest,
-    to_yaml,
-    validate,
-)
+from gcpo_t2i.config import PretrainConfig, SampleConfig, TrainConfig
 from gcpo_t2i.errors import UserError, did_you_mean
+from gcpo_t2i.parsing import EXPLANATION, parse
 
 
 @dataclass(frozen=True)
@@ -84,12 +65,6 @@ Make images from a prompt, or from a file of prompts: one PNG each, and a grid o
   gcpo-t2i sample --model runs/grpo --prompts shapesworld:heldout --num_images 2 --out samples/grpo""",
     ),
 }
-
-METAVARS = {"an int": "N", "a number": "X", "a string": "TEXT"}
-
-EXPLANATION = """\
-Options are given as --key value, nested ones as --key.sub value, yes/no ones as --key alone. The same keys
-make a YAML file for --config; an option on the command line wins over the file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,239 +125,3 @@ commands:
   gcpo-t2i --version               the version
 
 {EXPLANATION}"""
-
-
-# --- argv → config ------------------------------------------------------------
-
-
-def parse(kind: type[Any], argv: Sequence[str], prog: str = "gcpo-t2i", description: str = "") -> Any:
-    """A checked config of the class `kind` from command-line arguments, or from `--config=FILE` alone.
-
-    Raises UserError; SystemExit after --help and --print_config.
-    """
-    from jsonargparse import ArgumentError
-
-    parser = _parser(kind, prog, description)
-    paths, given, rest = _split(kind, argv)
-    files = {path: read_yaml(path) for path in paths}
-    if saved := _run_to_resume(kind, given, files):
-        files = {saved: read_yaml(saved)} | files
-    parsed, in_files = None, {}
-    for path, content in files.items():
-        parsed, in_files[path] = _add_file(parser, parsed, kind, path, content)
-    try:
-        parsed = parser.instantiate(parser.parse_args(rest, parsed))
-    except ArgumentError as error:
-        raise UserError(_explain(str(error), kind, given)) from error
-    config = kind(**{item.name: parsed[item.name] for item in fields(kind)})
-    try:
-        validate(config)
-    except ConfigError as error:
-        source = [path for path, keys in in_files.items() if error.key in keys and error.key not in given]
-        if not source:
-            raise
-        raise ConfigError(error.key, f"{source[-1]}: {error}") from error
-    if parsed["print_config"]:
-        print(to_yaml(config), end="")
-        raise SystemExit(0)
-    return config
-
-
-def _parser(kind: type[Any], prog: str, description: str) -> Any:
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
-
-    class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-        """Keeps the line breaks of the examples."""
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog=prog,
-        usage=f"{prog} [--config FILE] [--key value ...]",
-        description=description,
-        epilog=EXPLANATION,
-        formatter_class=Formatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-        print_config=None,  # its own prints what it parsed; ours, further down, what was checked
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with any of the options below."
-    )
-    parser.add_argument("--print_config", action="store_true", help="Print all settings as YAML and exit.")
-    parser.add_class_arguments(kind, None, default=asdict(kind()))
-    kinds, hints = _kinds(kind), get_type_hints(kind)
-    for action in parser._actions:
-        if kinds.get(action.dest) is bool:
-            action.nargs, action.const = "?", True  # --resume is --resume true
-        elif action.dest in kinds:
-            action.metavar = METAVARS.get(_describe(kinds[action.dest]).removesuffix(" or null"), action.metavar)
-        elif action.dest in hints or action.dest.endswith(".help"):
-            action.help = argparse.SUPPRESS  # a group's own file (--config does that), and help on list items
-    return parser
-
-
-def _kinds(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key → type of every setting. Groups are left out."""
-    kinds: dict[str, Any] = {}
-    for name, annotation in get_type_hints(kind).items():
-        kinds |= _kinds(annotation, f"{prefix}{name}.") if is_dataclass(annotation) else {prefix + name: annotation}
-    return kinds
-
-
-def _item_class(annotation: Any) -> Any:
-    """The dataclass of the items of a list annotation, else None."""
-    item = get_args(annotation)[0] if get_origin(annotation) is list else None
-    return item if is_dataclass(item) else None
-
-
-def _split(kind: type[Any], argv: Sequence[str]) -> tuple[list[str], dict[str, str], list[str]]:
-    """Config files, options with the values as typed, and the arguments for jsonargparse, without the config files."""
-    kinds = _kinds(kind)
-    files: list[str] = []
-    given: dict[str, str] = {}
-    rest: list[str] = []
-    queue = list(argv)
-    while queue:
-        token = queue.pop(0)
-        if not _is_option(token):
-            raise UserError(f"unexpected argument '{token}'; options start with --, a settings file is --config FILE")
-        option, equals, value = token.partition("=")
-        key = option.removeprefix("--").removesuffix("+")
-        if option in ("-h", "--help", "--print_config"):
-            rest.append(token)
-            continue
-        if not option.startswith("--") or key not in (*kinds, "config"):
-            known = (f"--{name}" for name in (*kinds, "config", "print_config", "help"))
-            raise UserError(f"unknown option '{option}'{did_you_mean(option, known)}")
-        if not equals and queue and not _is_option(queue[0]):
-            value = queue.pop(0)
-        if not value and kinds.get(key) is not bool:
-            raise UserError(f"{option} needs a value")
-        if key == "config":
-            files.append(value)
-        else:
-            given[key] = value
-            rest.append(f"{option}={_as_json(key, value, kinds[key])}" if value else option)
-    return files, given, rest
-
-
-def _is_option(token: str) -> bool:
-    """Not a negative number, and not a text with spaces that starts with a dash."""
-    return re.match(r"--?[A-Za-z_]", token) is not None and " " not in token.partition("=")[0]
-
-
-def _as_json(key: str, value: str, annotation: Any) -> str:
-    """A list of names may be typed as wandb,trackio; items of a list of dataclasses are checked and completed."""
-    if get_origin(annotation) is not list:
-        return value
-    if not (item := _item_class(annotation)):
-        return value if value.startswith("[") else json.dumps(value.split(","))
-    try:
-        content = yaml.load(value, Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}: {value!r} is not {_describe(annotation)}") from error
-    if isinstance(content, dict):  # for --rewards+
-        return json.dumps(_complete(item, content, key))
-    return json.dumps([_complete(item, element, key) for element in content]) if isinstance(content, list) else value
-
-
-def _complete(item: Any, element: Any, key: str) -> dict[str, Any]:
-    """An item with all of its fields; jsonargparse would fill a gap from the item of the list that is replaced."""
-    _check_keys(item, element, f"{key}.")
-    for part in fields(item):
-        if part.default is MISSING and part.default_factory is MISSING and part.name not in element:
-            raise UserError(f"{key}.{part.name} is missing")
-    return asdict(item(**element))
-
-
-def _run_to_resume(kind: type[Any], given: Mapping[str, str], files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The saved settings of the run to go on with, if there are any. They yield to --config and to the command line."""
-    if kind is not TrainConfig or given.get("resume", "false").lower() not in ("", "true", "yes"):
-        return None
-    folders = [settings["output_dir"] for settings in (*files.values(), given) if settings.get("output_dir")]
-    saved = Path(str(folders[-1])) / "config.yaml" if folders else None
-    return str(saved) if saved and saved.is_file() else None
-
-
-def _add_file(parser: Any, base: Any, kind: type[Any], path: str, content: dict[str, Any]) -> tuple[Any, set[str]]:
-    """The settings of a file on top of `base`, and the dotted keys that it sets. Raises UserError with its path."""
-    from jsonargparse import ArgumentError
-
-    given: dict[str, Any] = {}
-    try:
-        given = _check_keys(kind, content)
-        return parser.parse_object(deepcopy(content), base), set(given)  # a copy, because it writes into its argument
-    except ArgumentError as error:
-        raise UserError(f"{path}: {_explain(str(error), kind, given)}") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _check_keys(kind: Any, content: Any, prefix: str = "", root: Any = None) -> dict[str, Any]:
-    """Dotted key → value of a nested mapping, whose list items it completes in place.
-
-    Raises UserError for what jsonargparse lets pass or explains badly.
-    """
-    if not isinstance(content, dict):
-        raise UserError(f"{prefix.rstrip('.')}: {content!r} is not a group of settings")
-    known = _kinds(root or kind, "" if root else prefix)
-    hints = get_type_hints(kind)
-    given: dict[str, Any] = {}
-    for name, value in content.items():
-        key = f"{prefix}{name}"
-        if name not in hints and key in known:
-            group, _, leaf = key.rpartition(".")
-            raise UserError(f"'{key}' is written as a group: '{group}:', and '{leaf}: ...' indented under it")
-        if name not in hints:
-            raise UserError(f"unknown key '{key}'{suggest(key, known)}")
-        annotation = hints[name]
-        given[key] = value
-        if is_dataclass(annotation):
-            given |= _check_keys(annotation, value, f"{key}.", root or kind)
-        elif value is None and not _admits(annotation, NoneType):
-            raise UserError(f"{key}: null is not {_describe(annotation)}")
-        elif (item := _item_class(annotation)) and isinstance(value, list):
-            content[name] = [_complete(item, element, key) for element in value]
-    return given
-
-
-# --- what went wrong ----------------------------------------------------------
-
-
-def _admits(annotation: Any, kind: type) -> bool:
-    return annotation is kind or (get_origin(annotation) in (Union, UnionType) and kind in get_args(annotation))
-
-
-def _describe(annotation: Any) -> str:
-    names = {int: "an int", float: "a number", bool: "true or false", str: "a string", NoneType: "null"}
-    arguments = get_args(annotation)
-    match get_origin(annotation):
-        case origin if origin in (Union, UnionType):
-            return " or ".join(_describe(option) for option in arguments)
-        case origin if origin is Literal:
-            return f"one of {', '.join(arguments)}"
-        case origin if origin is tuple:
-            return f"a list of {len(arguments)} numbers"
-        case origin if origin is list and (item := _item_class(annotation)):
-            return f"a list of {{{', '.join(part.name for part in fields(item))}}}"
-        case origin if origin is list:
-            return "a list"
-        case _:
-            return names.get(annotation, "a mapping")
-
-
-def _explain(message: str, kind: type[Any], given: Mapping[str, Any]) -> str:
-    """jsonargparse's message in one line: `steps: 'many' is not an int`. What it does not recognise it passes on."""
-    kinds = _kinds(kind)
-    key, *inner = dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)) or [""]
-    if key not in kinds:
-        return " ".join(message.split())
-    annotation = kinds[key]
-    found = re.search(r"(?:Got|Given) value: (.*)", message)
-    value = given.get(key, found[1] if found else "")
-    if inner and found and (item := _item_class(annotation)):
-        key, annotation, value = f"{key}.{inner[0]}", _kinds(item).get(inner[0]), found[1]
-    choice = get_args(annotation)[0] if get_origin(annotation) is list else annotation
-    if get_origin(choice) is Literal and found:
-        return f"{key} '{found[1]}' is unknown{did_you_mean(found[1], get_args(choice))}"
-    return f"{key}: {value!r} is not {_describe(annotation)}"

@@ -1,23 +1,18 @@
 """Every setting of every command, as typed dataclasses; the string under a field is its sentence in `--help`.
 
-    config = TrainConfig(algorithm="grpo", steps=10)   # or load_config("configs/shapesworld_grpo.yaml")
+    config = TrainConfig(algorithm="grpo", steps=10)   # or gcpo_t2i.parsing.load_config("configs/shapesworld_grpo.yaml")
     validate(config)                                   # UserError that names the field, its value, and the cure
-    save_config(config, "config.yaml")
 
-Flags and YAML keys are made out of these classes (`gcpo_t2i.cli`): a new field is a new flag, and nothing else changes.
+Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new field is a new flag, and nothing else changes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar
-
-import yaml
 
 from gcpo_t2i.errors import UserError, did_you_mean
 
@@ -55,6 +50,9 @@ class CreditConfig:
 
     rule: str | None = None
     """uniform, guidance, or random (guidance weights in shuffled places); null = what the algorithm uses."""
+    source: Literal["rollout", "replay"] = "rollout"
+    """Where the log-probs that are compared come from: from sampling, for free, or scored again before every update by the
+    policy as it is then, at the price of two passes (for updates_per_rollout above 1; not for exact_kl and js)."""
     contrast: str = "k3"
     """How the predictions with and without the prompt are compared: k3, exact_kl, abs, log_ratio or js."""
     normalizer: str = "power_rank"
@@ -180,7 +178,7 @@ class TrainConfig:
     """Whose log-probability is trained: the model's under the prompt, or that of the guided mixture that sampled."""
     updates_per_rollout: int = bounded(1, "> 0")
     """Optimizer updates on each batch of images."""
-    micro_batch_size: int = bounded(32, "> 0")
+    micro_batch_size: int = bounded(16, "> 0")
     """Images per forward and backward pass; changes memory and speed, not the gradient."""
     eval_every: int = bounded(0, ">= 0")
     """Evaluate every so many steps; 0 = only before the first and after the last."""
@@ -250,7 +248,7 @@ class PretrainConfig:
     """Folder for the checkpoints."""
     vq_steps: int = bounded(1500, "> 0")
     """Optimizer steps of the image tokenizer."""
-    generator_steps: int = bounded(1800, "> 0")
+    generator_steps: int = bounded(3600, "> 0")
     """Optimizer steps of the generator."""
     clip_steps: int = bounded(2500, "> 0")
     """Optimizer steps of the tiny CLIP."""
@@ -263,7 +261,7 @@ class PretrainConfig:
     resume: bool = False
     """Go on with what is in output_dir."""
     overwrite: bool = False
-    """Delete what is in output_dir."""
+    """Delete the named stages and what was made from them, and start them again."""
     device: str | None = None
     """cpu, cuda or cuda:N; null = cuda if there is one."""
 
@@ -323,7 +321,7 @@ def resolve_algorithm(config: TrainConfig) -> tuple[Any, Any]:
             raise ConfigError(key, f"{key} '{value}' is unknown{suggest(value, known)}")
     parts = ("surrogate", "averaging", "advantage_scale", "clip_low", "clip_high")
     replaced = {name: getattr(config.loss, name) for name in parts}
-    weights = {name: value for name, value in vars(config.credit).items() if name != "rule"}
+    weights = {name: value for name, value in vars(config.credit).items() if name not in ("rule", "source")}
     try:
         return rows.resolve(config.algorithm, credit=config.credit.rule, **replaced), credit.CreditSettings(**weights)
     except ValueError as error:
@@ -331,7 +329,14 @@ def resolve_algorithm(config: TrainConfig) -> tuple[Any, Any]:
 
 
 def _check_train(config: TrainConfig) -> None:
-    resolve_algorithm(config)
+    algorithm, credit_settings = resolve_algorithm(config)
+    missing = algorithm.credit.needs(credit_settings) - {"cond_logp", "null_logp"}
+    if config.credit.source == "replay" and missing:
+        raise ConfigError(
+            "credit.source",
+            f"credit.source 'replay' scores the sampled codes again, which does not give {', '.join(sorted(missing))}; "
+            "use 'rollout', or the contrast k3, abs or log_ratio",
+        )
     if config.group_size == 1:
         raise ConfigError(
             "group_size",
@@ -362,103 +367,3 @@ def _bounded_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, s
             yield from _bounded_values(value, f"{prefix}{item.name}.")
         elif "bound" in item.metadata:
             yield prefix + item.name, value, item.metadata["bound"]
-
-
-def next_run_dir(algorithm: str, root: str | Path = "runs") -> Path:
-    """The first unused ROOT/ALGORITHM-N, N = 1, 2, …"""
-    number = 1
-    while (path := Path(root) / f"{algorithm}-{number}").exists():
-        number += 1
-    return path
-
-
-def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool | None = None) -> Path:
-    """The folder as a path, if a command may write to it; creates and deletes nothing. `resume` None: it cannot resume.
-
-    Raises ConfigError if it holds files and neither `resume` nor `overwrite` is set, if nothing is there to resume, or
-    if replacing it would delete the current folder.
-    """
-    path = Path(output_dir)
-    if path.exists() and not path.is_dir():
-        raise ConfigError("output_dir", f"output folder '{path}' is a file; name another folder")
-    used = path.is_dir() and any(path.iterdir())
-    if resume and not used:
-        raise ConfigError("output_dir", f"output folder '{path}' holds no run to resume; drop --resume to start one")
-    if overwrite and path.resolve() in (Path.cwd(), *Path.cwd().parents, Path.home()):
-        raise ConfigError(
-            "output_dir", f"output folder '{path}' holds the current folder; name one that may be deleted"
-        )
-    if used and not (resume or overwrite):
-        cures = (
-            "--overwrite to replace it" if resume is None else "--resume to go on with it, --overwrite to replace it"
-        )
-        raise ConfigError("output_dir", f"output folder '{path}' already holds files; add {cures}, or name another")
-    return path
-
-
-class Loader(yaml.SafeLoader):
-    """Takes 1e-4 for a number, as everybody but YAML 1.1 does, and a repeated key for an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: list[Any] = []  # a list, since a key may be unhashable: the base class says so
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                problem = f"the key '{key}' is there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.append(key)
-        return super().construct_mapping(node, deep)
-
-
-class Dumper(yaml.SafeDumper):
-    """Quotes what `Loader` would take for a number."""
-
-
-for _kind in (Loader, Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
-
-
-def to_yaml(config: Config) -> str:
-    """All settings as YAML, except those that concern one invocation only (resume, overwrite)."""
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("resume", "overwrite")}
-    if isinstance(config, TrainConfig):
-        settings["optim"]["betas"] = list(config.optim.betas)  # YAML has no tuples
-    return yaml.dump(settings, Dumper=Dumper, sort_keys=False, allow_unicode=True)
-
-
-def save_config(config: Config, path: str | Path) -> None:
-    """Writes `to_yaml` to a file, which `--config` and `load_config` read."""
-    Path(path).write_text(to_yaml(config), encoding="utf-8")
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings in a file, {} if it is empty. Raises UserError, which names the file and the line."""
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UserError(f"{path}: not UTF-8 (byte 0x{byte:02x} at offset {error.start})") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if content is not None and not isinstance(content, dict):
-        raise UserError(f"{path}: expected lines like 'steps: 40', got a {type(content).__name__}")
-    return content or {}
-
-
-def load_config(path: str | Path, kind: type[Any] = TrainConfig) -> Any:
-    """The `kind` of config that a YAML file holds, validated, with defaults where it is silent.
-
-    Raises UserError, which names the file.
-    """
-    from gcpo_t2i.cli import parse  # here, because the command line is built on this module
-
-    return parse(kind, [f"--config={path}"])

@@ -148,6 +148,22 @@ def sample_batch(
     return Batch(list(prompts), cond, null, rollout, images, scores, totals, seconds)
 
 
+@torch.no_grad()
+def replay(policy: Policy, batch: Batch, micro_batch_size: int, temperature: float = 1.0) -> Batch:
+    """The batch with cond_logp and null_logp scored again (teacher-forced) by the policy as it is now.
+
+    Statistics over the vocabulary, such as exact_kl, are left out: scoring does not give them.
+    """
+
+    def score(condition: Condition) -> Tensor:
+        rows = torch.arange(len(batch.rollout.tokens), device=batch.rollout.tokens.device).split(micro_batch_size)
+        parts = [(condition[r // batch.group], batch.rollout.tokens[r]) for r in rows]
+        return torch.cat([policy.logp(prompt, tokens, temperature=temperature).logp for prompt, tokens in parts])
+
+    null = None if batch.null is None else score(batch.null)
+    return replace(batch, rollout=replace(batch.rollout, cond_logp=score(batch.cond), null_logp=null, stats={}))
+
+
 def collect(
     sample: Callable[[Sequence[Prompt]], Batch],
     prompts: Iterator[list[Prompt]],

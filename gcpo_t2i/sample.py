@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from gcpo_t2i.config import SampleConfig, check_output_dir
+from gcpo_t2i.config import SampleConfig
 from gcpo_t2i.data import Prompt, load_prompts
+from gcpo_t2i.folders import check_output_dir
 from gcpo_t2i.images import sample_grid
 from gcpo_t2i.rollout import conditions
 from gcpo_t2i.run import load_model, resolve_device, use_bfloat16

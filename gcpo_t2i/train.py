@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from gcpo_t2i import checkpoint
@@ -19,7 +21,7 @@ from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, prompt_mix
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.report import Report
-from gcpo_t2i.rollout import Batch, Sampling, collect, sample_batch
+from gcpo_t2i.rollout import Batch, Sampling, collect, replay, sample_batch
 from gcpo_t2i.run import load_model, make_accelerator, open_run, peak_memory_mb
 from gcpo_t2i.scoring import RewardSet, scored_name
 from gcpo_t2i.update import Metrics, Updater
@@ -32,94 +34,145 @@ MAX_BAD_STEPS = 5  # in a row without a finite loss
 
 def train(config: TrainConfig) -> Path:
     """Runs the whole training that `config` describes and returns the run folder. UserError for what the user can mend."""
-    algorithm, credit_settings = resolve_algorithm(config)
-    prompts, held_out = load_prompts(config.train_prompts), load_prompts(config.eval.prompts)
-    accelerator = make_accelerator(config)
-    device = accelerator.device
-    rewards = RewardSet.load(config.rewards, str(device))
-    eval_rewards = RewardSet.load(config.eval.rewards, str(device), label=scored_name)
-    policy = load_model(config.model, device)
-    required = needs(algorithm, credit_settings, config.loss.beta)
-    if strange := required - ROLLOUT_TENSORS - ROLLOUT_STATS - {"ref_logp"}:
-        raise UserError(f"credit '{algorithm.credit.name}' needs {sorted(strange)}, which no rollout provides")
-    folder = open_run(config, accelerator)
-
-    reference = copy.deepcopy(policy).requires_grad_(False) if "ref_logp" in required else None
-    update = Updater(policy, reference, config, algorithm, accelerator)
-    generators = {"sample": torch.Generator(device), "credit": torch.Generator()}
-    for generator in generators.values():
-        generator.manual_seed(config.seed * 1000 + accelerator.process_index)
-    sampler = PromptSampler(prompts, config.seed, prompt_mix(config.train_prompts, config.train_mix))
-    local_prompts = config.prompts_per_step // accelerator.num_processes
-    state = checkpoint.TrainState(policy, update.optimizer, generators)
-    if config.resume:
-        checkpoint.load(checkpoint.newest(folder), state)
-
-    def fresh_prompts() -> Iterator[list[Prompt]]:
-        while True:
-            start = state.prompts_drawn + accelerator.process_index * local_prompts
-            state.prompts_drawn += config.prompts_per_step
-            yield sampler.batch(start, local_prompts)
-
-    def sample(drawn: Sequence[Prompt]) -> Batch:
-        with accelerator.autocast():
-            return sample_batch(
-                policy,
-                drawn,
-                rewards,
-                Sampling.of(config),
-                generators["sample"],
-                stats=(required & ROLLOUT_STATS) | {"entropy"},
-                need_null=bool(required & {"null_logp", "exact_kl", "js"}),
-            )
-
-    def evaluation(report: Report) -> Evaluation:
-        chosen = eval_prompts(held_out, config.eval)
-        with report.task("evaluate", len(chosen)) as on_progress, accelerator.autocast():
-            one = Sampling(1, config.guidance, config.temperature, config.top_k, config.top_p)
-            return evaluate(
-                policy, chosen, eval_rewards, one, config.eval.seed, config.eval.batch_size, device, on_progress
-            )
-
-    with Report(config, folder, accelerator, start=state.step) as report:
+    trainer = Trainer(config)
+    state = trainer.state
+    with Report(config, trainer.folder, trainer.accelerator, start=state.step) as report:
         if state.step == 0:
-            report.evaluation(0, evaluation(report))
-        for step in range(state.step, config.steps):
-            started = time.perf_counter()
-            batch, drawn_rewards = collect(sample, fresh_prompts(), algorithm.keep, MAX_ROUNDS)
-            if step == 0:
-                check_applicable(batch)
-            advantage = algorithm.advantage(batch.rewards)  # (P, G)
-            mask = torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
-            credit = algorithm.credit.fn(batch.tensors(), mask, credit_settings, generators["credit"])  # (B, T)
-            updating = time.perf_counter()
-            updated = update(
-                batch, advantage.flatten().to(device), credit, learning_rate(config.optim, step, config.steps)
-            )
-            state.bad_steps = state.bad_steps + 1 if updated["skipped"] else 0
-            if state.bad_steps >= MAX_BAD_STEPS:
-                raise UserError(
-                    f"the loss was not finite in {MAX_BAD_STEPS} steps in a row (last: step {step + 1}); lower "
-                    f"--optim.learning_rate (now {config.optim.learning_rate:g}), and look at {folder / 'metrics.jsonl'}"
-                )
-            state.step = step + 1
-            now = time.perf_counter()
-            metrics = {
-                **updated,
-                **sample_metrics(batch, drawn_rewards),
-                "credit/top40_mass": top_mass(credit, mask).mean().item(),
-                "learning_rate": learning_rate(config.optim, step, config.steps),
-                **timing(batch, drawn_rewards.numel(), now - started, now - updating),
-            }
+            report.evaluation(0, trainer.evaluate(report))
+        while state.step < config.steps:
+            metrics, batch = trainer.step()
             report.step(state.step, metrics, batch)
-            if config.save_every and state.step % config.save_every == 0 and state.step < config.steps:
-                checkpoint.save(folder, state)
-            if config.eval_every and state.step % config.eval_every == 0 and state.step < config.steps:
-                report.evaluation(state.step, evaluation(report))
-        report.evaluation(state.step, evaluation(report))
-        checkpoint.save(folder, state)
-        report.finish(policy)
-    return folder
+            if state.step == config.steps:
+                break
+            if config.save_every and state.step % config.save_every == 0:
+                trainer.save()
+            if config.eval_every and state.step % config.eval_every == 0:
+                report.evaluation(state.step, trainer.evaluate(report))
+        report.evaluation(state.step, trainer.evaluate(report))
+        trainer.save()
+        report.finish(trainer.policy)
+    return trainer.folder
+
+
+class Trainer:
+    """What a run is made of, and one step of it. Everything that changes from step to step is in `state`."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.algorithm, self.credit_settings = resolve_algorithm(config)
+        prompts, self.held_out = load_prompts(config.train_prompts), load_prompts(config.eval.prompts)
+        self.accelerator = make_accelerator(config)
+        device, process = self.accelerator.device, self.accelerator.process_index
+        self.rewards = RewardSet.load(config.rewards, str(device))
+        self.eval_rewards = RewardSet.load(config.eval.rewards, str(device), label=scored_name)
+        self.policy = load_model(config.model, device)
+        self.required = needs(self.algorithm, self.credit_settings, config.loss.beta)
+        if strange := self.required - ROLLOUT_TENSORS - ROLLOUT_STATS - {"ref_logp"}:
+            raise UserError(f"credit '{self.algorithm.credit.name}' needs {sorted(strange)}, which no rollout provides")
+        self.folder = open_run(config, self.accelerator)
+        reference = copy.deepcopy(self.policy).requires_grad_(False) if "ref_logp" in self.required else None
+        self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator)
+        self.prompts = PromptSampler(prompts, config.seed, prompt_mix(config.train_prompts, config.train_mix))
+        generators = {"sample": torch.Generator(device), "credit": torch.Generator()}
+        for generator in generators.values():
+            generator.manual_seed(config.seed * 1000 + process)
+        self.state = checkpoint.TrainState(self.policy, self.update.optimizer, generators)
+        if config.resume:
+            checkpoint.load(checkpoint.newest(self.folder), self.state)
+
+    def step(self) -> tuple[Metrics, Batch]:
+        """Sample, score, share out credit, update: advances the state by one step; what it measured and trained on."""
+        config, state, step, started = self.config, self.state, self.state.step, time.perf_counter()
+        batch, drawn_rewards = collect(self._sample, self._fresh_prompts(), self.algorithm.keep, MAX_ROUNDS)
+        if step == 0:
+            check_applicable(batch)
+        advantage = over_processes(self.algorithm.advantage, batch.rewards, self.accelerator)  # (P, G)
+        advantage = advantage.flatten().to(self.accelerator.device)  # (B,)
+        mask = torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
+        credit = self._credit(batch, mask)  # (B, T)
+        updating = time.perf_counter()
+        rate = learning_rate(config.optim, step, config.steps)
+        updated, old_logp, skipped = {}, None, 0.0
+        for epoch in range(config.updates_per_rollout):
+            if epoch > 0 and config.credit.source == "replay":
+                credit = self._credit(batch, mask)
+            updated, old_logp = self.update(batch, advantage, credit, rate, old_logp)
+            skipped += updated["skipped"]
+        self._count_bad_steps(skipped > 0)
+        state.step += 1
+        now = time.perf_counter()
+        metrics = {
+            **updated,
+            "skipped": skipped,
+            **sample_metrics(batch, drawn_rewards),
+            "credit/top40_mass": top_mass(credit, mask).mean().item(),
+            "learning_rate": rate,
+            **timing(batch, drawn_rewards.numel(), now - started, now - updating),
+        }
+        return metrics, batch
+
+    def evaluate(self, report: Report) -> Evaluation:
+        config = self.config
+        chosen = eval_prompts(self.held_out, config.eval)
+        one = Sampling(1, config.guidance, config.temperature, config.top_k, config.top_p)
+        with report.task("evaluate", len(chosen)) as on_progress, self.accelerator.autocast():
+            return evaluate(
+                self.policy,
+                chosen,
+                self.eval_rewards,
+                one,
+                config.eval.seed,
+                config.eval.batch_size,
+                self.accelerator.device,
+                on_progress,
+            )
+
+    def save(self) -> None:
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.folder, self.state)
+
+    def _fresh_prompts(self) -> Iterator[list[Prompt]]:
+        """This process's share of the next prompts, for as long as they are asked for."""
+        share = self.config.prompts_per_step // self.accelerator.num_processes
+        while True:
+            start = self.state.prompts_drawn + self.accelerator.process_index * share
+            self.state.prompts_drawn += self.config.prompts_per_step
+            yield self.prompts.batch(start, share)
+
+    def _sample(self, prompts: Sequence[Prompt]) -> Batch:
+        with self.accelerator.autocast():
+            return sample_batch(
+                self.policy,
+                prompts,
+                self.rewards,
+                Sampling.of(self.config),
+                self.state.generators["sample"],
+                stats=(self.required & ROLLOUT_STATS) | {"entropy"},
+                need_null=bool(self.required & {"null_logp", "exact_kl", "js"}),
+            )
+
+    def _credit(self, batch: Batch, mask: Tensor) -> Tensor:
+        """(B, T), from the log-probs of the rollout, or from those of the policy as it is now."""
+        if self.config.credit.source == "replay":
+            with self.accelerator.autocast():
+                batch = replay(self.policy, batch, self.config.micro_batch_size, self.config.temperature)
+        return self.algorithm.credit.fn(batch.tensors(), mask, self.credit_settings, self.state.generators["credit"])
+
+    def _count_bad_steps(self, bad: bool) -> None:
+        self.state.bad_steps = self.state.bad_steps + 1 if bad else 0
+        if self.state.bad_steps >= MAX_BAD_STEPS:
+            raise UserError(
+                f"the loss was not finite in {MAX_BAD_STEPS} steps in a row (last: step {self.state.step + 1}); lower "
+                f"--optim.learning_rate (now {self.config.optim.learning_rate:g}), and look at "
+                f"{self.folder / 'metrics.jsonl'}"
+            )
+
+
+def over_processes(advantage: Callable[[Tensor], Tensor], rewards: Tensor, accelerator: Accelerator) -> Tensor:
+    """The advantage of this process's groups, rewards (P, G), among the groups of all processes."""
+    parts = gather_object([rewards])  # groups may be left out, so processes need not have equally many
+    first = sum(len(part) for part in parts[: accelerator.process_index])
+    return advantage(torch.cat(parts))[first : first + len(rewards)]
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

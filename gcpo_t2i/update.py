@@ -1,4 +1,4 @@
-"""Gradient steps on one rollout's batch. Every quantity is on the scale of the whole optimizer step."""
+"""One gradient step on a rollout's batch. Every quantity is on the scale of the whole optimizer step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Metrics = dict[str, Any]  # floats; None for what was not measured
 
 
 class Updater:
-    """Gradient steps on one rollout's batch, in micro-batches whose losses add up to the loss of the whole step."""
+    """Gradient steps, each in micro-batches whose losses add up to the loss of the whole step."""
 
     def __init__(
         self,
@@ -37,52 +37,61 @@ class Updater:
             self.parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
         )
 
-    def __call__(self, batch: Batch, advantage: Tensor, credit: Tensor, lr: float) -> Metrics:
-        """advantage (B,), credit (B, T). Metrics of the last update; `skipped` counts those with a loss that is not finite.
+    def __call__(
+        self, batch: Batch, advantage: Tensor, credit: Tensor, lr: float, old_logp: Tensor | None = None
+    ) -> tuple[Metrics, Tensor]:
+        """One optimizer step: advantage (B,), credit (B, T) → metrics and old_logp (B, T).
 
-        `kl` is None without a reference."""
+        `old_logp` are the log-probs under the policy that sampled; None on the first update of a batch, when the policy
+        is still that one: they are then scored by the same code as the new ones. In the metrics, `skipped` is 1 if the
+        loss was not finite, and `kl` None without a reference.
+        """
         for settings in self.optimizer.param_groups:
             settings["lr"] = lr
         tokens, mask = batch.rollout.tokens, torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
-        totals = self.accelerator.reduce(torch.tensor([len(tokens), mask.sum()], device=tokens.device), "sum")
-        sequences, count = (float(total) for total in totals)
-        averaging = self.algorithm.averaging
-        weight = token_weights(credit, mask, averaging, sequences, count)
-        base_weight = token_weights(torch.ones_like(credit), mask, averaging, sequences, count)
+        weight, base_weight = self._weights(credit, mask)
         kl_factor = kl_reweight(credit) if self.config.loss.kl_reweight else None
-        old_logp = torch.zeros_like(credit)
+        first, old_logp = old_logp is None, torch.zeros_like(credit) if old_logp is None else old_logp
         metrics: Metrics = {}
-        skipped = 0
-        for epoch in range(self.config.updates_per_rollout):
-            metrics = {}
-            for rows in torch.arange(len(tokens), device=tokens.device).split(self.config.micro_batch_size):
-                logp, entropy = self._score(self.policy, batch, rows)
-                if epoch == 0:
-                    old_logp[rows] = logp.detach()  # the policy that sampled, scored by the same code as the new one
-                loss, parts = policy_loss(
-                    logp,
-                    old_logp[rows],
-                    advantage[rows],
-                    mask[rows],
-                    weight[rows],
-                    base_weight[rows],
-                    surrogate=self.algorithm.surrogate.fn,
-                    clip_low=self.algorithm.clip_low,
-                    clip_high=self.algorithm.clip_high,
-                    ref_logp=self._reference_logp(batch, rows),
-                    beta=self.config.loss.beta,
-                    kl_factor=None if kl_factor is None else kl_factor[rows],
-                    entropy=entropy,
-                    entropy_coef=self.config.loss.entropy_coef,
-                )
-                self.accelerator.backward(loss)
-                for name, value in parts.items():
-                    metrics[name] = metrics.get(name, 0.0) + value.item()
-            metrics["grad_norm"] = self._step(math.isfinite(metrics["loss"]))
-            skipped += not math.isfinite(metrics["grad_norm"])
+        for rows in torch.arange(len(tokens), device=tokens.device).split(self.config.micro_batch_size):
+            logp, entropy = self._score(self.policy, batch, rows)
+            if first:
+                old_logp[rows] = logp.detach()
+            loss, parts = policy_loss(
+                logp,
+                old_logp[rows],
+                advantage[rows],
+                mask[rows],
+                weight[rows],
+                base_weight[rows],
+                surrogate=self.algorithm.surrogate.fn,
+                clip_low=self.algorithm.clip_low,
+                clip_high=self.algorithm.clip_high,
+                ref_logp=self._reference_logp(batch, rows),
+                beta=self.config.loss.beta,
+                kl_factor=None if kl_factor is None else kl_factor[rows],
+                entropy=entropy,
+                entropy_coef=self.config.loss.entropy_coef,
+            )
+            self.accelerator.backward(loss)
+            for name, value in parts.items():
+                metrics[name] = metrics.get(name, 0.0) + value.item()
+        metrics = {"kl": None, **self._sum_over_processes(metrics)}
+        metrics["grad_norm"] = self._step(math.isfinite(metrics["loss"]))
+        metrics["skipped"] = float(not math.isfinite(metrics["grad_norm"]))
         sampled = batch.rollout.sample_logp if self.config.scoring == "guided" else batch.rollout.cond_logp
         metrics["logp_gap/replay"] = (old_logp - sampled).abs().mean().item()
-        return {"kl": None, **metrics, "skipped": float(skipped)}
+        return metrics, old_logp
+
+    def _weights(self, credit: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight of every token in the loss, with the credit and with uniform credit; counts are of all processes."""
+        counts: Any = self.accelerator.reduce(torch.tensor([len(mask), mask.sum()], device=mask.device), "sum")
+        averaging, (sequences, tokens) = self.algorithm.averaging, counts.tolist()
+        uniform = torch.ones_like(credit)
+        return (
+            token_weights(credit, mask, averaging, sequences, tokens),
+            token_weights(uniform, mask, averaging, sequences, tokens),
+        )
 
     def _score(self, policy: Policy, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """(b, T) log-probs of the sampled codes of some rows under the scoring distribution, and entropy if it is used."""
@@ -102,6 +111,11 @@ class Updater:
     @torch.no_grad()
     def _reference_logp(self, batch: Batch, rows: Tensor) -> Tensor | None:
         return None if self.reference is None else self._score(self.reference, batch, rows)[0]
+
+    def _sum_over_processes(self, metrics: Metrics) -> Metrics:
+        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.accelerator.device)
+        total: Any = self.accelerator.reduce(values, "sum")
+        return dict(zip(metrics, total.tolist(), strict=True))
 
     def _step(self, finite: bool) -> float:
         """Sums gradients over processes (the weights carry the global counts), clips, steps. Returns the norm, or NaN."""

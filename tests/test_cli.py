@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 import gcpo_t2i
-from gcpo_t2i.cli import COMMANDS, _kinds, _parser, main, parse
-from gcpo_t2i.config import PretrainConfig, RewardConfig, SampleConfig, TrainConfig, load_config
+from gcpo_t2i.cli import COMMANDS, main
+from gcpo_t2i.config import PretrainConfig, RewardConfig, SampleConfig, TrainConfig
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.parsing import _kinds, _parser, load_config, parse
 from rewards.errors import RewardError
 
 

@@ -19,16 +19,14 @@ from gcpo_t2i.config import (
     RewardConfig,
     SampleConfig,
     TrainConfig,
-    check_output_dir,
-    load_config,
-    next_run_dir,
     resolve_algorithm,
-    save_config,
     suggest,
-    to_yaml,
     validate,
 )
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.folders import check_output_dir, next_run_dir
+from gcpo_t2i.parsing import load_config
+from gcpo_t2i.yaml_files import save_config, to_yaml
 
 CONFIGS = sorted(Path(__file__).parent.parent.joinpath("configs").glob("shapesworld_*.yaml"))
 

@@ -31,6 +31,7 @@ def test_pil_arrays_and_tensors_are_the_same_images() -> None:
     array = pictures()
     pil = [Image.fromarray(image) for image in array]
     assert torch.equal(vq.to_pixels(pil), vq.to_pixels(array))
+    assert torch.equal(vq.to_pixels(list(array)), vq.to_pixels(array))
     assert torch.equal(vq.to_pixels(vq.to_pixels(array)), vq.to_pixels(array))
     assert vq.to_pixels([pil[0].convert("L")]).shape == (1, 3, 8, 8)
 

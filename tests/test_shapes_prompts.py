@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from gcpo_t2i.models.vq import to_pixels
 from gcpo_t2i.shapes import PALETTE, SHAPES, TAGS, Scene, heldout_specs, render, sample_scene, train_specs
-from gcpo_t2i.shapes.pretrain.stream import SceneStream, to_pixels
-from gcpo_t2i.shapes.prompts import all_specs, split_key
+from gcpo_t2i.shapes.pretrain.stream import SceneStream
+from gcpo_t2i.shapes.prompts import all_specs, misdescribed, split_key
 from rewards.geneval import evaluate
 
 # Changes with any change to a prompt or to the split: then every published number is of another test set.
@@ -182,6 +183,37 @@ def test_the_seed_decides_the_scene() -> None:
     assert scenes[0] == scenes[1] != scenes[2]
 
 
+# --- wrong captions -------------------------------------------------------------
+
+
+def test_a_wrong_caption_is_wrong_in_its_composition_alone() -> None:
+    rng = np.random.default_rng(0)
+    for prompt, shown in {
+        "a photo of a ring above a star": "a photo of a ring below a star",
+        "a photo of a heart left of a cross": "a photo of a heart right of a cross",
+        "a photo of a red circle and a blue square": "a photo of a blue circle and a red square",
+        "a photo of a circle and a square": "a photo of a circle and a square",
+        "a photo of a red circle": "a photo of a red circle",
+        "a photo of a circle": "a photo of a circle",
+    }.items():
+        assert misdescribed(_by_prompt()[prompt], rng) == _by_prompt()[shown]
+    numbers = Counter(misdescribed(_by_prompt()["a photo of three rings"], rng)["prompt"] for _ in range(400))
+    # two values at 1/2: standard deviation 10
+    assert numbers.keys() == {"a photo of two rings", "a photo of four rings"}
+    assert abs(numbers["a photo of two rings"] - 200) < 50
+
+
+def test_the_share_of_wrong_captions() -> None:
+    stream = SceneStream(
+        [spec for spec in train_specs() if spec["tag"] == "position"], 200, 0, {**dict.fromkeys(TAGS, 0), "position": 1}
+    )
+    for share, low, high in ((0.0, 0, 0), (0.4, 60, 100), (1.0, 200, 200)):  # 80 of 200: standard deviation 7
+        batch = stream.batch(0, share)
+        assert batch.prompts == stream.batch(0).prompts
+        wrong = sum(not _verdict(scene, spec)[0] for spec, scene in zip(batch.metadata, batch.scenes, strict=True))
+        assert low <= wrong <= high
+
+
 # --- the stream -----------------------------------------------------------------
 
 
@@ -202,13 +234,6 @@ def test_images_of_a_batch_are_the_rendered_scenes_of_its_prompts() -> None:
     assert batch.images.min() >= -1 and batch.images.max() <= 1
     for spec, scene, prompt in zip(batch.metadata, batch.scenes, batch.prompts, strict=True):
         assert _verdict(scene, spec)[0] and spec["prompt"] == prompt
-
-
-def test_pixels_span_minus_one_to_one() -> None:
-    image = np.zeros((2, 2, 3), np.uint8)
-    image[0, 1] = (255, 0, 51)
-    pixels = to_pixels([image])
-    assert pixels[0, :, 0, 1].tolist() == pytest.approx([1.0, -1.0, 51 / 127.5 - 1])
 
 
 def test_tags_come_with_their_weights() -> None:

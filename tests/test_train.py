@@ -158,6 +158,29 @@ def test_stale_updates_clip_and_guided_scoring_replays_the_mixture(command: list
     assert all(row["logp_gap/replay"] < 1e-3 for row in train_rows(tmp_path / "guided"))
 
 
+def test_replayed_credit_is_the_rollouts_until_the_policy_moves(command: list[str], tmp_path: Path) -> None:
+    once, twice = ["--steps", "1"], ["--steps", "1", "--updates_per_rollout", "2", "--optim.learning_rate", "3e-2"]
+    after = {}
+    for name, extra in {"once": once, "twice": twice}.items():
+        for source in ("rollout", "replay"):
+            run = tmp_path / f"{name}-{source}"
+            assert main([*command, *extra, "--credit.source", source, "--output_dir", str(run)]) == 0
+            after[name, source] = torch.cat([weight.flatten() for weight in weights(run).values()])
+    # Adam's first step is the sign of the gradient: rounding can turn a few of them, a change of credit many.
+    start = torch.cat(
+        [weight.flatten() for weight in load_file(Path(command[2]) / "trunk" / "model.safetensors").values()]
+    )
+    same = (after["once", "rollout"] - after["once", "replay"]).abs() < 1e-6
+    assert same.float().mean() > 0.999 and not torch.equal(after["once", "rollout"], start)
+    moved = (after["twice", "rollout"] - after["twice", "replay"]).abs() > 1e-6
+    assert moved.float().mean() > 0.5
+
+
+def test_replay_cannot_give_what_only_sampling_knows(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--credit.source", "replay", "--credit.contrast", "exact_kl"]) == 2
+    assert "credit.source 'replay' scores the sampled codes again, which does not give exact_kl" in error(capsys)
+
+
 @pytest.mark.parametrize("contrast", ["exact_kl", "js"])
 def test_contrasts_over_the_vocabulary_come_from_the_rollout(command: list[str], tmp_path: Path, contrast: str) -> None:
     assert main([*command, "--credit.contrast", contrast, "--steps", "1"]) == 0

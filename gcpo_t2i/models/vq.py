@@ -13,14 +13,17 @@ from torch import Tensor
 CHUNK = 16  # images per call: a decoder's activations are far larger than its image, and bigger calls gain no speed
 
 
-def to_pixels(images: Sequence[Image.Image] | np.ndarray | Tensor) -> Tensor:
-    """PIL images of one size, a uint8 array (N, h, w, 3), or a float tensor (N, 3, h, w) in [-1, 1] → the latter."""
+Images = Sequence[Image.Image | np.ndarray] | np.ndarray | Tensor
+
+
+def to_pixels(images: Images) -> Tensor:
+    """PIL images of one size, uint8 arrays (h, w, 3) or (N, h, w, 3), or float pixels (N, 3, h, w) in [-1, 1] → the latter."""
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"expected float pixels (N, 3, h, w) in [-1, 1], got {images.dtype} {tuple(images.shape)}")
         return images
     if not isinstance(images, np.ndarray):
-        images = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        images = np.stack([np.asarray(i.convert("RGB") if isinstance(i, Image.Image) else i) for i in images])
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"expected a uint8 array (N, h, w, 3), got {images.dtype} {images.shape}")
     return torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -37,7 +40,7 @@ def _weight(vq: VQModel) -> Tensor:
 
 
 @torch.no_grad()
-def encode_images(vq: VQModel, images: Sequence[Image.Image] | np.ndarray | Tensor, grid: tuple[int, int]) -> Tensor:
+def encode_images(vq: VQModel, images: Images, grid: tuple[int, int]) -> Tensor:
     """Images → codes (N, H*W) int64 on the tokenizer's device. ValueError when their size does not give `grid`."""
     weight = _weight(vq)
     codes = []

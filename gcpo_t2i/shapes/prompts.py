@@ -25,6 +25,7 @@ NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
 HELDOUT_SHARE = 0.25
 
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _AXIS = {"left of": "horizontal", "right of": "horizontal", "above": "vertical", "below": "vertical"}
 
 
@@ -74,6 +75,23 @@ def _color_attr(first: str, first_color: str, second: str, second_color: str) ->
         ],
         "prompt": f"a photo of {article(f'{first_color} {first}')} and {article(f'{second_color} {second}')}",
     }
+
+
+def misdescribed(metadata: Metadata, rng: np.random.Generator) -> Metadata:
+    """What is in the picture of somebody who captions it with this prompt and gets the composition wrong.
+
+    Another number, the opposite relation, or the two colours swapped; a prompt without composition is never wrong.
+    """
+    first, *others = metadata["include"]
+    match metadata["tag"]:
+        case "counting":
+            return _counting(first["class"], int(rng.choice([n for n in NUMBERS if n != first["count"]])))
+        case "position":
+            return _position(others[0]["class"], OPPOSITE[others[0]["position"][0]], first["class"])
+        case "color_attr":
+            return _color_attr(first["class"], others[0]["color"], others[0]["class"], first["color"])
+        case _:
+            return metadata
 
 
 @cache

@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcpo_t2i.config import PretrainConfig, check_output_dir
+from gcpo_t2i.config import PretrainConfig
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.folders import check_output_dir
 
 if TYPE_CHECKING:
     import torch

@@ -18,21 +18,22 @@ import torch
 from diffusers import VQModel
 from open_clip import CLIP
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from gcpo_t2i.config import EvalConfig, RewardConfig, TrainConfig
 from gcpo_t2i.data import Prompt, load_prompts
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
+from gcpo_t2i.models.vq import decode_codes, decode_pixels, encode_images, to_pixels
 from gcpo_t2i.rollout import Sampling
 from gcpo_t2i.scoring import RewardSet, scored_name
 from gcpo_t2i.shapes.pretrain.aesthetic import correlation
 from gcpo_t2i.shapes.pretrain.clip import retrieval
 from gcpo_t2i.shapes.pretrain.fit import progress_bar
-from gcpo_t2i.shapes.pretrain.stream import SceneStream, to_pixels
-from gcpo_t2i.shapes.pretrain.vq import code_noise, reconstruct
+from gcpo_t2i.shapes.pretrain.stream import SceneStream
+from gcpo_t2i.shapes.pretrain.vq import code_noise
 from gcpo_t2i.shapes.prompts import TAGS, heldout_specs, sample_scene
-from gcpo_t2i.shapes.scenes import render
+from gcpo_t2i.shapes.scenes import GRID, render
 
 Scores = dict[str, dict[str, float]]  # column of the card's table → row → value; "row_ci95" is a row's half-width
 
@@ -40,7 +41,7 @@ HELD_OUT = "shapesworld:heldout"
 SEED = 1234  # of everything that is drawn for measuring
 SCORES_FILE = "scores.json"
 METRIC = "geneval/strict"
-CHUNK = 64  # images at a time
+NOISE_SCENES = 256  # whose codes are looked at for the code noise
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,6 @@ def score_images(images: list[Image.Image], prompts: list[Prompt]) -> dict[str, 
     return _by_tag(Evaluation(prompts, {METRIC: scores}, images))
 
 
-def _reconstructed(vq: VQModel, images: Tensor) -> list[np.ndarray]:
-    """Images (N, 3, 48, 48) in [-1, 1] as they come back from the tokenizer: N arrays (48, 48, 3) uint8."""
-    return [image for chunk in images.to(vq.device).split(CHUNK) for image in reconstruct(vq, chunk)]
-
-
 def measure_vq(vq: VQModel, sizes: Sizes) -> Measured:
     """Strict GenEval of perfect scenes, and of what the tokenizer leaves of them: the ceiling of any generator."""
     rng = np.random.default_rng(SEED)
@@ -92,13 +88,14 @@ def measure_vq(vq: VQModel, sizes: Sizes) -> Measured:
         load_prompts(HELD_OUT), EvalConfig(num_prompts=sizes.scenes, samples_per_prompt=1, seed=SEED)
     )
     pictures = [render(sample_scene(dict(prompt.columns), rng)) for prompt in prompts]
-    pixels = to_pixels(pictures)
-    decoded = _reconstructed(vq, pixels)
-    columns = {"rendered": pictures, "reconstructed": decoded}
-    scores = {
-        name: score_images([Image.fromarray(image) for image in images], prompts) for name, images in columns.items()
+    codes = encode_images(vq, pictures, (GRID, GRID))
+    columns = {
+        "rendered": [Image.fromarray(picture) for picture in pictures],
+        "reconstructed": decode_codes(vq, codes, (GRID, GRID)),
     }
-    scores["reconstructed"]["code noise (nats)"] = code_noise(vq, pixels[: 4 * CHUNK].to(vq.device))
+    scores = {name: score_images(images, prompts) for name, images in columns.items()}
+    noise = code_noise(codes[:NOISE_SCENES], to_pixels(pictures[:NOISE_SCENES]).to(codes.device))
+    scores["reconstructed"]["code noise (nats)"] = noise
     return Measured(_parameters(vq), scores)
 
 
@@ -129,7 +126,7 @@ def measure_clip(model: CLIP, vq: VQModel, sizes: Sizes, device: torch.device) -
     draws = {"uniform": None, "balanced": dict.fromkeys(TAGS, 1.0)}
     repaints = {
         "rendered": lambda images: images,
-        "reconstructed": lambda images: to_pixels(_reconstructed(vq, images)),
+        "reconstructed": lambda images: decode_pixels(vq, encode_images(vq, images, (GRID, GRID)), (GRID, GRID)),
     }
     scores = {
         f"{drawn}, {pictures}": retrieval(

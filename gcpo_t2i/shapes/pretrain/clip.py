@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from gcpo_t2i.models.vq import to_pixels
 from gcpo_t2i.shapes.pretrain.fit import Metrics, Schedule, autocast, fit
-from gcpo_t2i.shapes.pretrain.stream import SceneStream, to_pixels
+from gcpo_t2i.shapes.pretrain.stream import SceneStream
 from gcpo_t2i.shapes.prompts import TAGS, Metadata, all_specs, sample_scene, split_key
 from gcpo_t2i.shapes.scenes import IMAGE_SIZE, render
 

@@ -1,4 +1,10 @@
-"""Stage `generator`: tiny T5 text encoder and Llama trunk, trained together on fresh scenes in the codes of stage `vq`."""
+"""Stage `generator`: tiny T5 text encoder and Llama trunk, trained together on fresh scenes in the codes of stage `vq`.
+
+While the learning rate falls, a share of the captions gets the composition wrong, as captions from the web do. Before
+that the model learns what numbers, relations and pairs of colours mean; then it learns not to rely on them. What it
+knows and does not do is what reinforcement learning can bring out within minutes: a model that was merely trained too
+briefly to know left from right (strict 0.63, position 0.44, colour attribution 0.16) gained 0.04 from 7,680 samples.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,6 @@ from transformers import PreTrainedTokenizerFast
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.shapes.pretrain.fit import Metrics, Schedule, autocast, fit
 from gcpo_t2i.shapes.pretrain.stream import SceneStream
-from gcpo_t2i.shapes.pretrain.vq import codes_of
 from gcpo_t2i.shapes.prompts import all_specs
 from gcpo_t2i.shapes.scenes import GRID
 
@@ -23,6 +28,8 @@ CAPTION_TOKENS = 16
 CAPTION_DROPOUT = 0.1
 BATCH = 32
 PEAK = 1.5e-3  # learning rate
+DECAY = 0.25  # share of the steps in which the learning rate falls ...
+WRONG_CAPTIONS = 0.4  # ... and in which this share of captions with a number, relation or pair of colours is wrong
 GAIN_EVERY = 50  # steps between measurements of the text gain
 # What is asked of a prompt is learned from prompts that ask: the categories with more to bind come more often.
 TAG_WEIGHTS = {
@@ -94,13 +101,14 @@ def train_generator(
     torch.manual_seed(seed)
     policy = build_policy(vq).to(device)
     policy.vq.requires_grad_(False)
+    schedule = Schedule(steps, PEAK, warmup=200, decay=DECAY)
 
     def loss_at(step: int) -> tuple[Tensor, Metrics]:
-        batch = stream.batch(step)
+        batch = stream.batch(step, WRONG_CAPTIONS if step >= schedule.decay_start else 0.0)
         dropout = torch.Generator().manual_seed(seed * 10**9 + step)
         drop = torch.rand(len(batch.prompts), generator=dropout) < CAPTION_DROPOUT
+        codes = policy.encode(batch.images)
         with autocast(device, dtype):
-            codes = codes_of(policy.vq, batch.images.to(device))
             caption = policy.drop_captions(policy.encode_text(batch.prompts), drop.to(device))
             logits = policy(caption.states, caption.mask, codes)
         loss = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
@@ -110,5 +118,5 @@ def train_generator(
                 metrics["from text"] = text_gain(policy, batch.prompts, codes).mean().item()
         return loss, metrics
 
-    metrics = fit("generator", policy, loss_at, Schedule(steps, PEAK, warmup=200, decay=0.3), folder / "generator.pt")
+    metrics = fit("generator", policy, loss_at, schedule, folder / "generator.pt")
     return policy.eval(), metrics

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from gcpo_t2i.shapes.prompts import TAGS, Metadata, sample_scene
+from gcpo_t2i.models.vq import to_pixels
+from gcpo_t2i.shapes.prompts import TAGS, Metadata, misdescribed, sample_scene
 from gcpo_t2i.shapes.scenes import Scene, render
 
 
@@ -24,11 +24,6 @@ class SceneBatch:
         return [spec["prompt"] for spec in self.metadata]
 
 
-def to_pixels(images: list[np.ndarray]) -> Tensor:
-    """[(H, W, 3) uint8] → (N, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 class SceneStream:
     """Batches of prompts and scenes; `tag_weights` is the share of each category (normalised here)."""
 
@@ -40,9 +35,11 @@ class SceneStream:
         self.shares = weights / weights.sum()
         self.batch_size, self.seed = batch_size, seed
 
-    def batch(self, step: int) -> SceneBatch:
+    def batch(self, step: int, wrong: float = 0.0) -> SceneBatch:
+        """`wrong`: the share of prompts whose scene has another composition (`misdescribed`)."""
         rng = np.random.default_rng([self.seed, step])
         tags = rng.choice(len(TAGS), size=self.batch_size, p=self.shares)
         metadata = [self.by_tag[TAGS[tag]][rng.integers(len(self.by_tag[TAGS[tag]]))] for tag in tags]
-        scenes = [sample_scene(spec, rng) for spec in metadata]
+        shown = [misdescribed(spec, rng) if wrong and rng.random() < wrong else spec for spec in metadata]
+        scenes = [sample_scene(spec, rng) for spec in shown]
         return SceneBatch(metadata, scenes, to_pixels([render(scene) for scene in scenes]))

@@ -106,18 +106,9 @@ def train_vq(
     return vq.eval(), metrics
 
 
-@torch.no_grad()
-def codes_of(vq: VQModel, images: Tensor) -> Tensor:
-    """(N, 3, H, W) in [-1, 1] → codes (N, T) int64 in raster order."""
-    latents = vq.encode(images).latents.float()  # type: ignore[union-attr]
-    codes = vq.quantize(latents)[2][2]
-    return codes.reshape(len(images), -1)
-
-
-@torch.no_grad()
-def code_noise(vq: VQModel, images: Tensor) -> float:
-    """H(code | pixels of its own cell) in nats: what the codes of `images` tell beyond their cell, 0 if nothing."""
-    codes = codes_of(vq, images).flatten()
+def code_noise(codes: Tensor, images: Tensor) -> float:
+    """H(code | pixels of its own cell) in nats: what codes (N, T) of images (N, 3, H, W) tell beyond their cell."""
+    codes = codes.flatten()
     _, kinds = cells(images).unique(dim=0, return_inverse=True)
     _, joint = torch.stack([kinds, codes]).unique(dim=1, return_counts=True)
     return _entropy(joint) - _entropy(kinds.bincount())
@@ -126,12 +117,3 @@ def code_noise(vq: VQModel, images: Tensor) -> float:
 def _entropy(counts: Tensor) -> float:
     share = counts[counts > 0].double() / counts.sum()
     return -(share * share.log()).sum().item()
-
-
-@torch.no_grad()
-def reconstruct(vq: VQModel, images: Tensor) -> list[np.ndarray]:
-    """What is left of `images` after the codes: [(H, W, 3) uint8]."""
-    quantised = vq.quantize(vq.encode(images).latents)[0]  # type: ignore[union-attr]
-    decoded = vq.decoder(vq.post_quant_conv(quantised))
-    pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return list(pixels.permute(0, 2, 3, 1).cpu().numpy())

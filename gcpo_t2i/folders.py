@@ -1,0 +1,39 @@
+"""Which folder a command may write to. Nothing that a user made is replaced unless they say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gcpo_t2i.config import ConfigError
+
+
+def next_run_dir(algorithm: str, root: str | Path = "runs") -> Path:
+    """The first unused ROOT/ALGORITHM-N, N = 1, 2, …"""
+    number = 1
+    while (path := Path(root) / f"{algorithm}-{number}").exists():
+        number += 1
+    return path
+
+
+def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool | None = None) -> Path:
+    """The folder as a path, if a command may write to it; creates and deletes nothing. `resume` None: it cannot resume.
+
+    Raises ConfigError if it holds files and neither `resume` nor `overwrite` is set, if nothing is there to resume, or
+    if replacing it would delete the current folder.
+    """
+    path = Path(output_dir)
+    if path.exists() and not path.is_dir():
+        raise ConfigError("output_dir", f"output folder '{path}' is a file; name another folder")
+    used = path.is_dir() and any(path.iterdir())
+    if resume and not used:
+        raise ConfigError("output_dir", f"output folder '{path}' holds no run to resume; drop --resume to start one")
+    if overwrite and path.resolve() in (Path.cwd(), *Path.cwd().parents, Path.home()):
+        raise ConfigError(
+            "output_dir", f"output folder '{path}' holds the current folder; name one that may be deleted"
+        )
+    if used and not (resume or overwrite):
+        cures = (
+            "--overwrite to replace it" if resume is None else "--resume to go on with it, --overwrite to replace it"
+        )
+        raise ConfigError("output_dir", f"output folder '{path}' already holds files; add {cures}, or name another")
+    return path

@@ -1,0 +1,75 @@
+"""One optimizer step must not depend on how many processes share its batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+
+from gcpo_t2i.config import LossConfig, RewardConfig, TrainConfig, resolve_algorithm
+from gcpo_t2i.data import Prompt
+from gcpo_t2i.rollout import Sampling, sample_batch
+from gcpo_t2i.scoring import RewardSet
+from gcpo_t2i.train import over_processes
+from gcpo_t2i.update import Updater
+from tests.tiny import tiny_policy
+
+PROMPTS = ["a red circle", "two blue square", "a circle and a square", "blue"]
+
+
+def step(processes: int, reward_file: Path, out: Path) -> None:
+    """One update on four groups, of which each process gets its share; the first one writes weights and metrics."""
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == processes
+    config = TrainConfig(micro_batch_size=3, loss=LossConfig(beta=0.1, entropy_coef=0.01))
+    algorithm, settings = resolve_algorithm(config)
+    policy, reference = tiny_policy(), tiny_policy(seed=1).requires_grad_(False)
+    rewards = RewardSet.load([RewardConfig(f"{reward_file}:bright")])
+    whole = sample_batch(
+        policy, [Prompt(text) for text in PROMPTS], rewards, Sampling(4, 2.0), torch.Generator().manual_seed(0)
+    )
+    # One group more for the second process than for the first: shares need not be equal.
+    batch = whole if processes == 1 else whole.groups([[0], [1, 2, 3]][accelerator.process_index])
+    advantage = over_processes(algorithm.advantage, batch.rewards, accelerator)
+    mask = torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
+    credit = algorithm.credit.fn(batch.tensors(), mask, settings, torch.Generator())
+    update = Updater(policy, reference, config, algorithm, accelerator)
+    update.optimizer = torch.optim.SGD(update.parameters)  # whose step is the gradient: Adam's is little but its signs
+    metrics, _ = update(batch, advantage.flatten(), credit, lr=1.0)
+    weights = {name: p.detach().contiguous() for name, p in policy.named_parameters() if p.requires_grad}
+    twins = gather_object([sum(w.double().sum().item() for w in weights.values())])
+    assert len(set(twins)) == 1, f"the processes went apart: {twins}"
+    if accelerator.is_main_process:
+        names = ("loss", "kl", "entropy", "grad_norm")
+        save_file(weights | {f"metrics/{name}": torch.tensor(metrics[name]) for name in names}, out)
+    accelerator.end_training()
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from tests.test_update import step
+step(2, Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_two_processes_make_the_step_of_one(reward_file: Path, tmp_path: Path) -> None:
+    one, two, worker = tmp_path / "one.safetensors", tmp_path / "two.safetensors", tmp_path / "worker.py"
+    step(1, reward_file, one)
+    worker.write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, worker, reward_file, two], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, shared = load_file(one), load_file(two)
+    before = dict(tiny_policy().named_parameters())
+    assert max((alone[name] - before[name]).abs().max() for name in before if name in alone) > 1e-2
+    assert alone.keys() == shared.keys()
+    for name in alone:
+        torch.testing.assert_close(shared[name], alone[name], rtol=1e-4, atol=1e-6, msg=f"{name} differs")
