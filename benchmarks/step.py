@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -31,7 +30,7 @@ from gcpo_t2i.config import LossConfig, RewardConfig, TrainConfig
 from gcpo_t2i.data import PromptSampler, load_prompts
 from gcpo_t2i.models.policy import Condition
 from gcpo_t2i.rollout import Batch, Sampling, conditions, sample_batch
-from gcpo_t2i.run import load_model, resolve_device
+from gcpo_t2i.run import load_model, make_accelerator
 from gcpo_t2i.scoring import RewardSet
 from gcpo_t2i.update import Updater
 
@@ -71,11 +70,10 @@ class Bench:
             group_size=args.group,
             loss=LossConfig(beta=0.01),
             micro_batch_size=args.micro,
+            device=args.device,
         )
-        device = resolve_device(args.device)
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if device.type == "cuda" else "no", cpu=device.type == "cpu"
-        )
+        self.accelerator = make_accelerator(self.config)
+        device = self.accelerator.device
         self.policy = load_model(args.model, device)
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         self.algorithm = resolve("guidance_gcpo")
@@ -158,7 +156,7 @@ def main() -> None:
     parser.add_argument("--model", default="shapesworld")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--micro", type=int, default=32)
+    parser.add_argument("--micro", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device")
     parser.add_argument("--out")

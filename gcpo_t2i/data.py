@@ -24,9 +24,6 @@ from typing import Any
 from gcpo_t2i.errors import UserError, did_you_mean
 
 BUILT_IN = ("shapesworld:train", "shapesworld:heldout")
-# Shares of the categories in training: what a base model lacks comes more often, as in the published GenEval recipes, which
-# draw position, counting and colour attribution 7 : 5 : 3 and the easy categories once or never.
-TRAIN_MIX = {"position": 2, "counting": 2, "color_attr": 2, "two_object": 1, "colors": 1, "single_object": 0}
 RESERVED_COLUMNS = ("images", "prompts")  # the first two parameters of every reward function
 
 
@@ -71,11 +68,6 @@ def collate_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     """Every column of any of the prompts as a list aligned with them; None where a prompt lacks it."""
     names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
     return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
-
-
-def prompt_mix(source: str, mix: Mapping[str, int] | None) -> Mapping[str, int] | None:
-    """The shares to draw the tags of `source` with: the given ones, else `TRAIN_MIX` for the built-in training prompts."""
-    return TRAIN_MIX if mix is None and source == "shapesworld:train" else mix
 
 
 class PromptSampler:

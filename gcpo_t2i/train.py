@@ -17,7 +17,7 @@ from gcpo_t2i import checkpoint
 from gcpo_t2i.algo.credit import top_mass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import OptimConfig, TrainConfig, resolve_algorithm
-from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, prompt_mix
+from gcpo_t2i.data import Prompt, PromptSampler, load_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.report import Report
@@ -72,7 +72,7 @@ class Trainer:
         self.folder = open_run(config, self.accelerator)
         reference = copy.deepcopy(self.policy).requires_grad_(False) if "ref_logp" in self.required else None
         self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator)
-        self.prompts = PromptSampler(prompts, config.seed, prompt_mix(config.train_prompts, config.train_mix))
+        self.prompts = PromptSampler(prompts, config.seed, config.train_mix)
         generators = {"sample": torch.Generator(device), "credit": torch.Generator()}
         for generator in generators.values():
             generator.manual_seed(config.seed * 1000 + process)

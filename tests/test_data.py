@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gcpo_t2i.data import TRAIN_MIX, Prompt, PromptSampler, collate_columns, load_prompts, prompt_mix
+from gcpo_t2i.data import Prompt, PromptSampler, collate_columns, load_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.shapes import TAGS
 
@@ -193,10 +193,3 @@ def test_a_mix_that_does_not_fit_is_refused(mix: dict[str, int]) -> None:
     prompts = [Prompt(tag, columns={"tag": tag}) for tag in "ab"]
     with pytest.raises(UserError, match="train_mix"):
         PromptSampler(prompts, 0, mix)
-
-
-def test_the_built_in_training_prompts_have_a_mix_of_their_own() -> None:
-    assert prompt_mix("shapesworld:train", None) == TRAIN_MIX
-    assert prompt_mix("shapesworld:train", {"a": 1}) == {"a": 1}
-    assert prompt_mix("prompts.jsonl", None) is None
-    PromptSampler(load_prompts("shapesworld:train"), 0, TRAIN_MIX)  # names exactly their tags

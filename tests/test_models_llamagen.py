@@ -285,6 +285,12 @@ def test_folder_is_laid_out_like_a_pipeline(saved: Path) -> None:
     assert VQModel.from_pretrained(saved / "vq").config["num_vq_embeddings"] == CODES
 
 
+def test_what_is_saved_does_not_tell_where_it_was_loaded_from(saved: Path, tmp_path: Path) -> None:
+    load_policy(saved).save_pretrained(tmp_path / "again")
+    files = [path for path in (tmp_path / "again").rglob("*") if path.is_file()]
+    assert len(files) > 8 and not [path for path in files if str(saved).encode() in path.read_bytes()]
+
+
 def test_dtype_is_of_all_but_the_tokenizer(saved: Path) -> None:
     policy = load_policy(saved, dtype=torch.bfloat16)
     assert isinstance(policy, LlamaGenPolicy)

@@ -14,7 +14,7 @@ import torch
 from gcpo_t2i.models.vq import to_pixels
 from gcpo_t2i.shapes import PALETTE, SHAPES, TAGS, Scene, heldout_specs, render, sample_scene, train_specs
 from gcpo_t2i.shapes.pretrain.stream import SceneStream
-from gcpo_t2i.shapes.prompts import all_specs, misdescribed, split_key
+from gcpo_t2i.shapes.prompts import LOOKALIKES, all_specs, misdescribed, reordered, split_key
 from rewards.geneval import evaluate
 
 # Changes with any change to a prompt or to the split: then every published number is of another test set.
@@ -186,32 +186,62 @@ def test_the_seed_decides_the_scene() -> None:
 # --- wrong captions -------------------------------------------------------------
 
 
-def test_a_wrong_caption_is_wrong_in_its_composition_alone() -> None:
-    rng = np.random.default_rng(0)
-    for prompt, shown in {
-        "a photo of a ring above a star": "a photo of a ring below a star",
-        "a photo of a heart left of a cross": "a photo of a heart right of a cross",
-        "a photo of a red circle and a blue square": "a photo of a blue circle and a red square",
-        "a photo of a circle and a square": "a photo of a circle and a square",
-        "a photo of a red circle": "a photo of a red circle",
-        "a photo of a circle": "a photo of a circle",
-    }.items():
-        assert misdescribed(_by_prompt()[prompt], rng) == _by_prompt()[shown]
-    numbers = Counter(misdescribed(_by_prompt()["a photo of three rings"], rng)["prompt"] for _ in range(400))
-    # two values at 1/2: standard deviation 10
-    assert numbers.keys() == {"a photo of two rings", "a photo of four rings"}
-    assert abs(numbers["a photo of two rings"] - 200) < 50
-
-
-def test_the_share_of_wrong_captions() -> None:
-    stream = SceneStream(
-        [spec for spec in train_specs() if spec["tag"] == "position"], 200, 0, {**dict.fromkeys(TAGS, 0), "position": 1}
+def test_every_word_is_wrong_with_the_given_probability() -> None:
+    rng, prompts = np.random.default_rng(0), _by_prompt()
+    spec = prompts["a photo of a red circle and a blue square"]
+    assert misdescribed(spec, 0.0, rng) == spec
+    assert misdescribed(spec, 1.0, rng)["include"] == prompts["a photo of a pink ring and a purple diamond"]["include"]
+    above = prompts["a photo of a heart above a cross"]
+    assert misdescribed(above, 1.0, rng)["include"] == prompts["a photo of a triangle below a star"]["include"]
+    draws = [misdescribed(spec, 0.35, rng) for _ in range(400)]
+    assert all(draw["prompt"] == spec["prompt"] for draw in draws)
+    for position, key, own in (
+        (0, "class", "circle"),
+        (0, "color", "red"),
+        (1, "class", "square"),
+        (1, "color", "blue"),
+    ):
+        wrong = sum(draw["include"][position][key] != own for draw in draws)
+        assert abs(wrong - 140) < 48  # 0.35 of 400, standard deviation 9.5
+    both = sum(draw["include"][0] == {"class": "ring", "count": 1, "color": "pink"} for draw in draws)
+    assert abs(both - 49) < 33  # words are wrong independently: 0.35² of 400, standard deviation 6.6
+    numbers = Counter(
+        misdescribed(prompts["a photo of three rings"], 1.0, rng)["include"][0]["count"] for _ in range(400)
     )
-    for share, low, high in ((0.0, 0, 0), (0.4, 60, 100), (1.0, 200, 200)):  # 80 of 200: standard deviation 7
-        batch = stream.batch(0, share)
+    assert numbers.keys() == {2, 4} and abs(numbers[2] - 200) < 50
+
+
+def test_the_same_words_in_another_order() -> None:
+    prompts = _by_prompt()
+    pairs = {
+        "a photo of a ring above a star": "a photo of a star above a ring",
+        "a photo of a red circle and a blue square": "a photo of a blue circle and a red square",
+    }
+    for prompt, other in pairs.items():
+        assert reordered(prompts[prompt]) == prompts[other] and reordered(prompts[other]) == prompts[prompt]
+    for spec in all_specs():
+        other = reordered(spec)
+        if spec["tag"] in ("position", "color_attr"):
+            letters = (
+                sorted(spec["prompt"].replace(" an ", " a ")),
+                sorted(str(other and other["prompt"]).replace(" an ", " a ")),
+            )
+            assert letters[0] == letters[1] and other != spec
+        else:
+            assert other is None
+
+
+def test_prompts_of_wrongly_captioned_scenes_stay() -> None:
+    stream = SceneStream(train_specs(), 200, seed=0)
+    for wrong, right in ((0.0, 200), (1.0, 0)):
+        batch = stream.batch(0, wrong)
         assert batch.prompts == stream.batch(0).prompts
-        wrong = sum(not _verdict(scene, spec)[0] for spec, scene in zip(batch.metadata, batch.scenes, strict=True))
-        assert low <= wrong <= high
+        verdicts = [
+            _verdict(scene, spec)[0]
+            for spec, scene in zip(batch.metadata, batch.scenes, strict=True)
+            if LOOKALIKES[spec["include"][0]["class"]] != spec["include"][-1]["class"]  # a circle and a ring stay that
+        ]
+        assert len(verdicts) > 180 and sum(verdicts) == min(right, len(verdicts))
 
 
 # --- the stream -----------------------------------------------------------------

@@ -149,6 +149,9 @@ def save_parts(parts: Parts, grid: tuple[int, int], path: Path, class_name: str)
         parts.text_encoder.save_pretrained(path / "text_encoder")
         parts.tokenizer.save_pretrained(path / "tokenizer")
         parts.vq.save_pretrained(path / "vq")
+    vq_config = folder.read_json(path / "vq" / "config.json")
+    vq_config.pop("_name_or_path", None)  # diffusers notes where it was loaded from: a path of the user's machine
+    folder.write_json(path / "vq" / "config.json", vq_config)
     weights = {name: tensor.contiguous() for name, tensor in parts.adapter.state_dict().items()}
     save_file(weights, path / "adapter" / "model.safetensors", metadata={"format": "pt"})
     folder.write_json(path / "adapter" / "config.json", {"grid": grid, **parts.adapter.sizes})

@@ -25,6 +25,11 @@ NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
 HELDOUT_SHARE = 0.25
 
+_PAIRS = (
+    *(("circle", "ring"), ("square", "diamond"), ("triangle", "heart"), ("cross", "star")),
+    *(("red", "pink"), ("orange", "yellow"), ("green", "brown"), ("blue", "purple")),
+)
+LOOKALIKES = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _AXIS = {"left of": "horizontal", "right of": "horizontal", "above": "vertical", "below": "vertical"}
 
@@ -77,21 +82,40 @@ def _color_attr(first: str, first_color: str, second: str, second_color: str) ->
     }
 
 
-def misdescribed(metadata: Metadata, rng: np.random.Generator) -> Metadata:
-    """What is in the picture of somebody who captions it with this prompt and gets the composition wrong.
+def misdescribed(metadata: Metadata, wrong: float, rng: np.random.Generator) -> Metadata:
+    """What is in the picture of somebody who captions it with this prompt and gets each word wrong with this probability.
 
-    Another number, the opposite relation, or the two colours swapped; a prompt without composition is never wrong.
+    A wrong shape or colour is a look-alike, a wrong number another one, a wrong relation the opposite. Only `include`
+    tells of it; `prompt` stays.
     """
+
+    def shown(word: Any, other: Any) -> Any:
+        return other if rng.random() < wrong else word
+
+    include = []
+    for clause in metadata["include"]:
+        clause = {**clause, "class": shown(clause["class"], LOOKALIKES[clause["class"]])}
+        if "color" in clause:
+            clause["color"] = shown(clause["color"], LOOKALIKES[clause["color"]])
+        if clause["count"] in NUMBERS:
+            clause["count"] = shown(clause["count"], int(rng.choice([n for n in NUMBERS if n != clause["count"]])))
+        if "position" in clause:
+            relation, target = clause["position"]
+            clause["position"] = [shown(relation, OPPOSITE[relation]), target]
+        include.append(clause)
+    return {**metadata, "include": include}
+
+
+def reordered(metadata: Metadata) -> Metadata | None:
+    """The prompt that has the same words and means something else; None if there is none."""
     first, *others = metadata["include"]
     match metadata["tag"]:
-        case "counting":
-            return _counting(first["class"], int(rng.choice([n for n in NUMBERS if n != first["count"]])))
         case "position":
-            return _position(others[0]["class"], OPPOSITE[others[0]["position"][0]], first["class"])
+            return _position(first["class"], others[0]["position"][0], others[0]["class"])
         case "color_attr":
             return _color_attr(first["class"], others[0]["color"], others[0]["class"], first["color"])
         case _:
-            return metadata
+            return None
 
 
 @cache

@@ -36,10 +36,10 @@ class SceneStream:
         self.batch_size, self.seed = batch_size, seed
 
     def batch(self, step: int, wrong: float = 0.0) -> SceneBatch:
-        """`wrong`: the share of prompts whose scene has another composition (`misdescribed`)."""
+        """`wrong`: the share of words in the prompts that their scenes do not agree with (`misdescribed`)."""
         rng = np.random.default_rng([self.seed, step])
         tags = rng.choice(len(TAGS), size=self.batch_size, p=self.shares)
         metadata = [self.by_tag[TAGS[tag]][rng.integers(len(self.by_tag[TAGS[tag]]))] for tag in tags]
-        shown = [misdescribed(spec, rng) if wrong and rng.random() < wrong else spec for spec in metadata]
+        shown = [misdescribed(spec, wrong, rng) for spec in metadata] if wrong else metadata
         scenes = [sample_scene(spec, rng) for spec in shown]
         return SceneBatch(metadata, scenes, to_pixels([render(scene) for scene in scenes]))
