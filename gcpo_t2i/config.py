@@ -92,7 +92,7 @@ class LossConfig:
 class OptimConfig:
     """AdamW and its learning rate."""
 
-    learning_rate: float = bounded(1.5e-4, "> 0")
+    learning_rate: float = bounded(4e-4, "> 0")
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the running mean of the gradient and of its square."""
@@ -154,7 +154,7 @@ class TrainConfig:
     """guidance_gcpo, grpo, dapo, gspo, or the control random_credit."""
     output_dir: str | None = None
     """Folder for metrics, images and the trained model; null = the first unused runs/ALGORITHM-N."""
-    steps: int = bounded(80, "> 0")
+    steps: int = bounded(130, "> 0")
     """Optimizer steps (rollouts, if updates_per_rollout is 1)."""
     seed: int = bounded(0, ">= 0")
     """Seed of everything random in training."""
