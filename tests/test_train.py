@@ -15,7 +15,17 @@ from gcpo_t2i.cli import main
 from gcpo_t2i.config import OptimConfig
 from gcpo_t2i.train import diversity, learning_rate
 
-STEP_METRICS = {
+TIMES = {
+    "step_time",
+    "rollout_time",
+    "reward_time",
+    "update_time",
+    "images_per_second",
+    "tokens_per_second",
+    "peak_memory_mb",
+}
+
+STEP_METRICS = TIMES | {
     "step",
     "reward",
     "reward_std",
@@ -29,23 +39,6 @@ STEP_METRICS = {
     "logp_gap/replay",
     "logp_gap/guided",
     "diversity",
-    "step_time",
-    "rollout_time",
-    "reward_time",
-    "update_time",
-    "images_per_second",
-    "tokens_per_second",
-    "peak_memory_mb",
-}
-
-TIMES = {
-    "step_time",
-    "rollout_time",
-    "reward_time",
-    "update_time",
-    "images_per_second",
-    "tokens_per_second",
-    "peak_memory_mb",
 }
 
 
