@@ -153,7 +153,7 @@ class Trainer:
 
     def _credit(self, batch: Batch, mask: Tensor) -> Tensor:
         """(B, T), from the log-probs of the rollout, or from those of the policy as it is now."""
-        if self.config.credit.source == "replay":
+        if self.config.credit.source == "replay" and self.algorithm.credit.needs(self.credit_settings):
             with self.accelerator.autocast():
                 batch = replay(self.policy, batch, self.config.micro_batch_size, self.config.temperature)
         return self.algorithm.credit.fn(batch.tensors(), mask, self.credit_settings, self.state.generators["credit"])
