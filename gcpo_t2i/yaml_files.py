@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gcpo_t2i.config import Config, TrainConfig
+from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
 
 
@@ -37,7 +37,7 @@ for _kind in (Loader, Dumper):
     )
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
     """All settings as YAML, except those that concern one invocation only (resume, overwrite)."""
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("resume", "overwrite")}
     if isinstance(config, TrainConfig):
@@ -45,7 +45,7 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(settings, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-def save_config(config: Config, path: str | Path) -> None:
+def save_config(config: Any, path: str | Path) -> None:
     """Writes `to_yaml` to a file, which `--config` and `load_config` read."""
     Path(path).write_text(to_yaml(config), encoding="utf-8")
 

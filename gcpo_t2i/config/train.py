@@ -1,35 +1,12 @@
-"""Every setting of every command, as typed dataclasses; the string under a field is its sentence in `--help`.
-
-    config = TrainConfig(algorithm="grpo", steps=10)   # or gcpo_t2i.parsing.load_config("configs/shapesworld_grpo.yaml")
-    validate(config)                                   # UserError that names the field, its value, and the cure
-
-Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new field is a new flag, and nothing else changes.
-"""
+"""Settings of `gcpo-t2i train`."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from gcpo_t2i.errors import UserError, did_you_mean
-
-T = TypeVar("T")
-
-BOUNDS = {
-    "> 0": lambda x: x > 0,
-    ">= 0": lambda x: x >= 0,
-    "in (0, 1)": lambda x: 0 < x < 1,
-    "in [0, 1)": lambda x: 0 <= x < 1,
-    "in (0, 1]": lambda x: 0 < x <= 1,
-}
-
-
-def bounded(default: T, bound: str) -> T:
-    """A dataclass field with a default and a bound, one of `BOUNDS`, that `validate` enforces on it (None passes)."""
-    return field(default=default, metadata={"bound": bound})
+from gcpo_t2i.config.base import ConfigError, bounded, check_resume, suggest
 
 
 @dataclass
@@ -201,102 +178,9 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
-
-@dataclass
-class SampleConfig:
-    """Images from prompts."""
-
-    model: str = "shapesworld"
-    """shapesworld (the model that ships with the package) or a policy folder, such as a run's."""
-    prompt: str | None = None
-    """The prompt; or give a file with prompts."""
-    prompts: str | None = None
-    """Many prompts: shapesworld:heldout, shapesworld:train, or a .txt or .jsonl file."""
-    negative: str | None = None
-    """What guidance leads away from; null = the model's own empty prompt. A prompt's own (.jsonl) goes first."""
-    num_images: int = bounded(4, "> 0")
-    """Images per prompt."""
-    batch_size: int = bounded(32, "> 0")
-    """Images sampled at a time."""
-    guidance: float = bounded(2.0, ">= 0")
-    """Scale of classifier-free guidance; 1 = none."""
-    temperature: float = bounded(1.0, "> 0")
-    """Sampling temperature."""
-    top_k: int = bounded(0, ">= 0")
-    """Sample among the k most likely codes; 0 = all."""
-    top_p: float = bounded(1.0, "in (0, 1]")
-    """Sample among the most likely codes that together hold this probability; 1 = all."""
-    seed: int = bounded(0, ">= 0")
-    """Same seed, same images."""
-    out: str = "samples"
-    """Folder for the images and their grid."""
-    overwrite: bool = False
-    """Replace images that are already there."""
-    device: str | None = None
-    """cpu, cuda or cuda:N; null = cuda if there is one."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the model's layers; auto = bfloat16 on cuda, else float32."""
-
-
-@dataclass
-class PretrainConfig:
-    """The checkpoints that ship with the package, made again from nothing."""
-
-    stage: Literal["all", "vq", "generator", "clip", "aesthetic"] = "all"
-    """What to train: one of the four, each needing those before it, or all."""
-    output_dir: str = "checkpoints"
-    """Folder for the checkpoints."""
-    vq_steps: int = bounded(1500, "> 0")
-    """Optimizer steps of the image tokenizer."""
-    generator_steps: int = bounded(3600, "> 0")
-    """Optimizer steps of the generator."""
-    clip_steps: int = bounded(2500, "> 0")
-    """Optimizer steps of the tiny CLIP."""
-    aesthetic_steps: int = bounded(1000, "> 0")
-    """Optimizer steps of the aesthetic head."""
-    seed: int = bounded(0, ">= 0")
-    """Seed of everything random."""
-    threads: int = bounded(0, ">= 0")
-    """CPU threads; 0 = all cores."""
-    resume: bool = False
-    """Go on with what is in output_dir."""
-    overwrite: bool = False
-    """Delete the named stages and what was made from them, and start them again."""
-    device: str | None = None
-    """cpu, cuda or cuda:N; null = cuda if there is one."""
-
-
-Config = TrainConfig | SampleConfig | PretrainConfig
-
-
-class ConfigError(UserError):
-    """A setting that cannot be; `key` is its dotted name, by which the command line says which file it came from."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
-
-
-def suggest(value: str, known: Iterable[str]) -> str:
-    """`did_you_mean`, but 'gcpo' and its misspelling 'gpco' mean 'guidance_gcpo', where difflib would say 'grpo'."""
-    names = list(known)
-    letters = [name for name in names if sorted(name.rpartition("_")[2]) == sorted(value)]
-    return f"; did you mean '{letters[0]}'?" if letters else did_you_mean(value, names)
-
-
-def validate(config: Config) -> None:
-    """Raises ConfigError for the first setting, or pair of settings, that no command could work with."""
-    for key, value, bound in _bounded_values(config):
-        if value is not None and not (math.isfinite(value) and BOUNDS[bound](value)):
-            raise ConfigError(key, f"{key} must be {bound}, not {value}")
-    if isinstance(config, TrainConfig):
-        _check_train(config)
-    if isinstance(config, SampleConfig) and (config.prompt is None) == (config.prompts is None):
-        raise ConfigError("prompt", "give either --prompt 'a photo of a red circle' or --prompts FILE")
-    if not isinstance(config, SampleConfig) and config.resume and config.overwrite:
-        raise ConfigError("resume", "resume and overwrite exclude each other; drop one of them")
-    if not isinstance(config, SampleConfig) and config.resume and config.output_dir is None:
-        raise ConfigError("resume", "resume which run? Name its folder with --output_dir")
+    def check(self) -> None:
+        _check_train(self)
+        check_resume(self.resume, self.overwrite, self.output_dir)
 
 
 def resolve_algorithm(config: TrainConfig) -> tuple[Any, Any]:
@@ -357,13 +241,3 @@ def _check_train(config: TrainConfig) -> None:
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(key, f"{key}: '{name}' is there twice, and their scores would have one name")
-
-
-def _bounded_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, value, bound) of every field that has a bound."""
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from _bounded_values(value, f"{prefix}{item.name}.")
-        elif "bound" in item.metadata:
-            yield prefix + item.name, value, item.metadata["bound"]

@@ -1,0 +1,38 @@
+"""Every setting of every command, as typed dataclasses; the string under a field is its sentence in `--help`.
+
+    config = TrainConfig(algorithm="grpo", steps=10)   # or gcpo_t2i.parsing.load_config("configs/shapesworld_grpo.yaml")
+    validate(config)                                   # UserError that names the field, its value, and the cure
+
+Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new field is a new flag, and nothing else changes.
+"""
+
+from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
+from gcpo_t2i.config.pretrain import PretrainConfig
+from gcpo_t2i.config.sample import SampleConfig
+from gcpo_t2i.config.train import (
+    CreditConfig,
+    EvalConfig,
+    LogConfig,
+    LossConfig,
+    OptimConfig,
+    RewardConfig,
+    TrainConfig,
+    resolve_algorithm,
+)
+
+__all__ = [
+    "ConfigError",
+    "CreditConfig",
+    "EvalConfig",
+    "LogConfig",
+    "LossConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "RewardConfig",
+    "SampleConfig",
+    "TrainConfig",
+    "bounded",
+    "resolve_algorithm",
+    "suggest",
+    "validate",
+]
