@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
 import re
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from gcpo_t2i import __version__
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.files import delete_folder, whole_folder
 from gcpo_t2i.models.policy import Policy
 
-FORMAT = 1
-WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
+FORMAT = 2
+WEIGHTS, OPTIMIZER, RANDOM, STATE = "model.safetensors", "optimizer.pt", "random.pt", "state.json"
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 
 @dataclass
@@ -26,7 +32,7 @@ class TrainState:
 
     policy: Policy
     optimizer: torch.optim.Optimizer
-    generators: dict[str, torch.Generator]
+    generators: dict[str, torch.Generator]  # of this process
     step: int = 0
     prompts_drawn: int = 0
     bad_steps: int = 0
@@ -35,57 +41,109 @@ class TrainState:
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: p.detach() for name, p in self.policy.named_parameters() if p.requires_grad}
 
+    def random(self) -> dict[str, Any]:
+        """Where this process's random numbers are: our generators, and the global ones, which a reward may use."""
+        kind, keys, *rest = np.random.get_state(legacy=True)
+        return {
+            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+            "python": random.getstate(),
+        }
 
-def save(run: Path, state: TrainState) -> Path:
-    """Writes `checkpoint-<step>` beside its final name and renames it, so that an interrupted write leaves none."""
+    def set_random(self, saved: Mapping[str, Any]) -> None:
+        for name, generator in self.generators.items():
+            generator.set_state(saved["generators"][name])
+        torch.set_rng_state(saved["torch"])
+        if len(saved["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(saved["cuda"])
+        kind, keys, *rest = saved["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        random.setstate(saved["python"])
+
+
+def save(run: Path, state: TrainState, settings: Mapping[str, Any], randoms: list[Any], keep_last: int | None) -> Path:
+    """Writes `checkpoint-<step>`, and deletes all but the `keep_last` newest (None: keeps them).
+
+    `settings` are those of the run, as JSON has them; `randoms` holds `state.random()` of every process. UserError if it
+    cannot be written; the checkpoints before it are then still there.
+    """
     final = run / f"checkpoint-{state.step}"
-    partial = run / f".partial-{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: p.contiguous().cpu() for name, p in state.weights().items()}, partial / WEIGHTS)
-    generators = {name: generator.get_state() for name, generator in state.generators.items()}
-    torch.save({"optimizer": state.optimizer.state_dict(), "generators": generators}, partial / OPTIMIZER)
     counters = {name: getattr(state, name) for name in state.counters}
-    (partial / STATE).write_text(json.dumps({"format": FORMAT, **counters}, indent=2))
-    if final.exists():
-        shutil.rmtree(final)
-    partial.replace(final)
+    about = {"format": FORMAT, "version": __version__, **counters, "processes": len(randoms), "settings": settings}
+    try:
+        with whole_folder(final) as folder:
+            save_file({name: p.contiguous().cpu() for name, p in state.weights().items()}, folder / WEIGHTS)
+            torch.save(state.optimizer.state_dict(), folder / OPTIMIZER)
+            torch.save(randoms, folder / RANDOM)
+            (folder / STATE).write_text(json.dumps(about, indent=2), encoding="utf-8")
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
+        before = [path.name for path in all_in(run)]
+        kept = f"go on from {before[-1]} with --resume" if before else "there is no earlier one"
+        raise UserError(
+            f"{final}: the checkpoint cannot be written ({error}); make room or mend the folder; {kept}"
+        ) from error
+    for path in all_in(run)[: -keep_last if keep_last else 0]:
+        delete_folder(path)
     return final
 
 
-def newest(run: Path) -> Path:
-    """The checkpoint of `run` with the highest step. UserError if there is none."""
+def all_in(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
     found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    if not found:
-        raise UserError(f"{run}: no checkpoint to resume from; start the run again with --overwrite")
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def load(folder: Path, state: TrainState) -> None:
-    """Puts a checkpoint into `state`, in place. UserError if it is damaged, of another model, or of a newer version."""
+def about(folder: Path) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says: counters, settings. UserError if it is damaged or of another version."""
     try:
-        counters = json.loads((folder / STATE).read_text())
+        found = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        written, version = found["format"], found.get("version", "an older version")
+    except UNREADABLE as error:
+        raise _damaged(folder, error) from error
+    if written != FORMAT:
+        age = "a newer" if written > FORMAT else "an older"
+        raise UserError(
+            f"{folder}: written by {age} gcpo-t2i ({version}, format {written}; this one reads format {FORMAT}); "
+            "go on with that version, or start again with --overwrite"
+        )
+    return found
+
+
+def load(folder: Path, state: TrainState, process: int = 0, processes: int = 1) -> None:
+    """Puts a checkpoint into `state`, in place.
+
+    UserError if it is damaged, of another version or of another model, or was written by another number of processes;
+    `state` is then as it was.
+    """
+    found = about(folder)
+    try:
         weights = load_file(folder / WEIGHTS)
-        saved = torch.load(folder / OPTIMIZER, weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+        randoms = torch.load(folder / RANDOM, weights_only=True)
+        counters = {name: found[name] for name in state.counters}
+    except UNREADABLE as error:
+        raise _damaged(folder, error) from error
+    if len(randoms) != processes:
         raise UserError(
-            f"{folder}: the checkpoint cannot be read ({error}); delete it to use the one before"
-        ) from error
-    if counters["format"] > FORMAT:
-        raise UserError(
-            f"{folder}: written by a newer gcpo-t2i (format {counters['format']}, known: {FORMAT}); upgrade"
+            f"{folder}: written by {len(randoms)} processes, now there are {processes}; start as many again"
         )
     own = state.weights()
     wrong = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
     if wrong:
         raise UserError(
-            f"{folder}: it is of another model: '{wrong[0]}' and {len(wrong) - 1} more tensors do not match"
+            f"{folder}: it is of another model: '{wrong[0]}' and {len(wrong) - 1} more tensors do not match; "
+            "name the run's own model with --model, or start again with --overwrite"
         )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    for name, generator in state.generators.items():
-        generator.set_state(saved["generators"][name])
-    for name in state.counters:
-        setattr(state, name, counters[name])
+    state.optimizer.load_state_dict(optimizer)
+    state.set_random(randoms[process])
+    for name, value in counters.items():
+        setattr(state, name, value)
+
+
+def _damaged(folder: Path, error: BaseException) -> UserError:
+    return UserError(f"{folder}: the checkpoint cannot be read ({error}); delete it to go on from the one before")

@@ -6,6 +6,7 @@ of the arguments; the module that does the work is imported last, when all setti
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ from typing import Any
 
 from gcpo_t2i import __version__
 from gcpo_t2i.config import PretrainConfig, SampleConfig, TrainConfig
-from gcpo_t2i.errors import UserError, did_you_mean
+from gcpo_t2i.errors import Stopped, UserError, did_you_mean
 from gcpo_t2i.parsing import EXPLANATION, parse
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,24 @@ Make images from a prompt, or from a file of prompts: one PNG each, and a grid o
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    """Runs one command; returns the exit code: 0, 2 for what the user can mend (one line on stderr), 128 + the signal
+    for a run that was asked to end (130 after Ctrl-C)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(argv)
     except SystemExit as stop:  # argparse's way to end --help
         return stop.code if isinstance(stop.code, int) else 0
+    except Stopped as stopped:
+        print(f"gcpo-t2i: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         print("\ngcpo-t2i: stopped by Ctrl-C", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"gcpo-t2i: error: cannot write {error.filename or 'a file'} ({error.strerror})", file=sys.stderr)
+        return 2
     except ValueError as error:
         if not isinstance(error, UserError) and not _is_reward_error(error):
             raise

@@ -1,4 +1,4 @@
-"""The one exception that the command line prints as a single line instead of a stack trace."""
+"""The exceptions that the command line prints as a line instead of a stack trace."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from difflib import get_close_matches
 
 class UserError(ValueError):
     """Something the user can mend. The message names the thing, the value, and the cure."""
+
+
+class Stopped(Exception):
+    """The user or the scheduler asked a run to end. `signal` is what they asked with; the message says how to go on."""
+
+    def __init__(self, signal: int, message: str = "") -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:

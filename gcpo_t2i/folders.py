@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from gcpo_t2i.config import ConfigError
+from gcpo_t2i.errors import UserError
+
+LOCK = ".lock"
 
 
 def next_run_dir(algorithm: str, root: str | Path = "runs") -> Path:
@@ -24,7 +31,7 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool | 
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
         raise ConfigError("output_dir", f"output folder '{path}' is a file; name another folder")
-    used = path.is_dir() and any(path.iterdir())
+    used = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
     if resume and not used:
         raise ConfigError("output_dir", f"output folder '{path}' holds no run to resume; drop --resume to start one")
     if overwrite and path.resolve() in (Path.cwd(), *Path.cwd().parents, Path.home()):
@@ -37,3 +44,19 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool | 
         )
         raise ConfigError("output_dir", f"output folder '{path}' already holds files; add {cures}, or name another")
     return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder. The system lets go of it with the process, however that ends."""
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"output folder '{folder}' is in use by another process; wait for it, stop it, or name another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,9 +19,11 @@ from rich.table import Table
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.evaluate import Evaluation
+from gcpo_t2i.files import whole_folder, write_text
 from gcpo_t2i.images import sample_grid
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.rollout import Batch
+from gcpo_t2i.run import Run
 
 Metrics = dict[str, Any]
 
@@ -33,9 +36,7 @@ def truncate_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _row_step(line) <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "".join(f"{row}\n" for row in rows))
 
 
 def _row_step(line: str) -> float:
@@ -48,8 +49,8 @@ def _row_step(line: str) -> float:
 class Report:
     """Everything that leaves the training loop goes through here; only the main process writes and shows."""
 
-    def __init__(self, config: TrainConfig, folder: Path, accelerator: Accelerator, start: int) -> None:
-        self.config, self.folder, self.accelerator, self.start = config, folder, accelerator, start
+    def __init__(self, config: TrainConfig, run: Run, accelerator: Accelerator, start: int) -> None:
+        self.config, self.run, self.folder, self.accelerator, self.start = config, run, run.folder, accelerator, start
         self.main = accelerator.is_main_process
         self.console = Console(quiet=not self.main)
         self.evaluations: list[tuple[int, Metrics]] = []
@@ -70,13 +71,15 @@ class Report:
         if self.config.log.report_to:
             self._start_trackers()
         if self.main:
-            truncate_metrics(self.folder / "metrics.jsonl", self.start)
+            truncate_metrics(self.folder / "metrics.jsonl", self.start if self.run.checkpoint else -1)
             self.evaluations = _read_evaluations(self.folder / "metrics.jsonl")
         config = self.config
         self.console.print(
             f"[bold]{config.algorithm}[/] on {config.model}: {config.steps} steps of {config.prompts_per_step} prompts × "
             f"{config.group_size} images, guidance {config.guidance:g}, {self.accelerator.device}, results in {self.folder}"
         )
+        for note in self.run.notes:
+            self.console.print(f"[yellow]{note}")
         self.progress.start()
         self.bar = self.progress.add_task("train", total=config.steps, completed=self.start, note="")
         return self
@@ -94,6 +97,11 @@ class Report:
         self.accelerator.log_with = names
         self.accelerator.project_configuration.logging_dir = str(self.folder)
         self.accelerator.init_trackers(self.config.log.project, config=_flat(asdict(self.config)))
+
+    @property
+    def evaluated(self) -> set[int]:
+        """The steps after which an evaluation is there."""
+        return {step for step, _ in self.evaluations}
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -139,6 +147,8 @@ class Report:
             return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint must not outlive the rows of the steps before it
         if self.config.log.report_to:
             self.accelerator.log(
                 {key: value for key, value in row.items() if key != "step" and value is not None}, step=row["step"]
@@ -149,8 +159,9 @@ class Report:
         self.progress.stop()
         if not self.main:
             return
-        policy.save_pretrained(self.folder / "policy")
-        (self.folder / "policy" / "README.md").write_text(self._model_card(), encoding="utf-8")
+        with whole_folder(self.folder / "policy") as folder:
+            policy.save_pretrained(folder)
+            (folder / "README.md").write_text(self._model_card(), encoding="utf-8")
         self.console.print(self._table())
         self.console.print(
             f"\nmetrics  {self.folder / 'metrics.jsonl'}\nsamples  {self.folder / 'samples'}\n"

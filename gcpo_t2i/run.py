@@ -5,17 +5,23 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
+from gcpo_t2i.checkpoint import about, all_in
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.folders import check_output_dir, next_run_dir
+from gcpo_t2i.folders import LOCK, check_output_dir, locked, next_run_dir
 from gcpo_t2i.models import load_policy
 from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.resume import check_settings
 from gcpo_t2i.shapes import checkpoint_path
 from gcpo_t2i.yaml_files import save_config
 
@@ -64,25 +70,67 @@ def load_model(name: str, device: torch.device) -> Policy:
     return policy
 
 
-def open_run(config: TrainConfig, accelerator: Accelerator) -> Path:
-    """Makes the run folder and writes the resolved config. UserError if it holds a run that neither flag allows to touch."""
-    folder = Path(config.output_dir or next_run_dir(config.algorithm))
-    check_output_dir(folder, overwrite=config.overwrite, resume=config.resume)
-    if accelerator.is_main_process:
-        if config.overwrite and folder.exists():
-            _remove_run(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class Run:
+    """A run folder that is ours. `checkpoint`: where to go on from; `notes`: what the user should know about that."""
+
+    folder: Path
+    checkpoint: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def open_run(config: TrainConfig, accelerator: Accelerator) -> Iterator[Run]:
+    """Makes the run folder, or opens it to go on, and writes the resolved config into it.
+
+    UserError if it holds a run that neither flag allows to touch, if another process uses it, or if the settings
+    contradict those of the checkpoint to go on from; nothing in it has changed then.
+    """
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            folder = _claim(config, stack)
+            checkpoint, notes = _to_resume(folder, config) if config.resume else (None, [])
+            if config.overwrite:
+                _remove_run(folder)
+            found = [(str(folder), checkpoint, notes)]
+        else:
+            found = [None]
+        broadcast_object_list(found)
+        folder, checkpoint, notes = found[0]  # type: ignore[misc]
         config.output_dir = str(folder)
-        save_config(config, folder / "config.yaml")
-    accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            save_config(config, Path(folder) / "config.yaml")
+        yield Run(Path(folder), checkpoint, tuple(notes))
+
+
+def _claim(config: TrainConfig, stack: ExitStack) -> Path:
+    """The run folder, made if it is not there, and locked until the stack is closed."""
+    folder = Path(config.output_dir) if config.output_dir else next_run_dir(config.algorithm)
+    check_output_dir(folder, overwrite=config.overwrite, resume=config.resume)
+    folder.mkdir(parents=True, exist_ok=config.output_dir is not None)
+    stack.enter_context(locked(folder))
     return folder
 
 
+def _to_resume(folder: Path, config: TrainConfig) -> tuple[Path | None, list[str]]:
+    checkpoints = all_in(folder)
+    if not checkpoints and not (folder / "config.yaml").is_file():
+        raise UserError(f"output folder '{folder}' holds no run to resume; drop --resume, and name an empty folder")
+    if not checkpoints:
+        return None, ["there is no checkpoint yet: the run starts again"]
+    return checkpoints[-1], check_settings(str(checkpoints[-1]), about(checkpoints[-1]), config)
+
+
 def _remove_run(folder: Path) -> None:
-    """Deletes a run. UserError for a folder that holds files but no run: it may be anything of the user's."""
-    if any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+    """Empties the folder of a run. UserError for one that holds files but no run: it may be anything of the user's."""
+    entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
+    if entries and not (folder / "config.yaml").is_file():
         raise UserError(f"output folder '{folder}' holds files that no run wrote; --overwrite only replaces runs")
-    shutil.rmtree(folder)
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from gcpo_t2i import checkpoint
@@ -18,12 +19,14 @@ from gcpo_t2i.algo.credit import top_mass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import OptimConfig, TrainConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt, PromptSampler, load_prompts
-from gcpo_t2i.errors import UserError
+from gcpo_t2i.errors import Stopped, UserError
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.report import Report
+from gcpo_t2i.resume import as_json
 from gcpo_t2i.rollout import Batch, Sampling, collect, replay, sample_batch
-from gcpo_t2i.run import load_model, make_accelerator, open_run, peak_memory_mb
+from gcpo_t2i.run import Run, load_model, make_accelerator, open_run, peak_memory_mb
 from gcpo_t2i.scoring import RewardSet, scored_name
+from gcpo_t2i.stopping import Stopping
 from gcpo_t2i.update import Metrics, Updater
 
 ROLLOUT_TENSORS = frozenset({"cond_logp", "null_logp"})
@@ -33,25 +36,47 @@ MAX_BAD_STEPS = 5  # in a row without a finite loss
 
 
 def train(config: TrainConfig) -> Path:
-    """Runs the whole training that `config` describes and returns the run folder. UserError for what the user can mend."""
+    """Runs the whole training that `config` describes and returns the run folder.
+
+    UserError for what the user can mend; Stopped, after a checkpoint, for Ctrl-C and SIGTERM.
+    """
     trainer = Trainer(config)
-    state = trainer.state
-    with Report(config, trainer.folder, trainer.accelerator, start=state.step) as report:
-        if state.step == 0:
-            report.evaluation(0, trainer.evaluate(report))
-        while state.step < config.steps:
-            metrics, batch = trainer.step()
-            report.step(state.step, metrics, batch)
-            if state.step == config.steps:
-                break
-            if config.save_every and state.step % config.save_every == 0:
-                trainer.save()
-            if config.eval_every and state.step % config.eval_every == 0:
-                report.evaluation(state.step, trainer.evaluate(report))
-        report.evaluation(state.step, trainer.evaluate(report))
-        trainer.save()
-        report.finish(trainer.policy)
-    return trainer.folder
+    with open_run(config, trainer.accelerator) as run:
+        trainer.resume(run)
+        with Stopping() as stopping, Report(config, run, trainer.accelerator, trainer.state.step) as report:
+            try:
+                run_steps(trainer, run, report, stopping)
+            except Stopped as stopped:
+                trainer.save(run)
+                raise Stopped(stopped.signal, stopped_message(run, trainer.state.step)) from stopped
+            report.finish(trainer.policy)
+    return run.folder
+
+
+def run_steps(trainer: Trainer, run: Run, report: Report, stopping: Stopping) -> None:
+    """From where the state is to the last step. Whatever is due at a step and not there yet is made up for first."""
+    config, state = trainer.config, trainer.state
+    while True:
+        stopping.check(trainer.accelerator)
+        if is_due(config.eval_every, state.step, config.steps) and state.step not in report.evaluated:
+            report.evaluation(state.step, trainer.evaluate(report, stopping))
+        if state.step == config.steps:
+            return
+        metrics, batch = trainer.step()
+        report.step(state.step, metrics, batch)
+        if is_due(config.save_every, state.step, config.steps):
+            trainer.save(run)
+
+
+def is_due(every: int, step: int, steps: int) -> bool:
+    """Before the first step, after the last, and every so many between (0: not between)."""
+    return step in (0, steps) or (every > 0 and step % every == 0)
+
+
+def stopped_message(run: Run, step: int) -> str:
+    return (
+        f"stopped after step {step}; go on with\n  gcpo-t2i train --output_dir {shlex.quote(str(run.folder))} --resume"
+    )
 
 
 class Trainer:
@@ -69,16 +94,19 @@ class Trainer:
         self.required = needs(self.algorithm, self.credit_settings, config.loss.beta)
         if strange := self.required - ROLLOUT_TENSORS - ROLLOUT_STATS - {"ref_logp"}:
             raise UserError(f"credit '{self.algorithm.credit.name}' needs {sorted(strange)}, which no rollout provides")
-        self.folder = open_run(config, self.accelerator)
         reference = copy.deepcopy(self.policy).requires_grad_(False) if "ref_logp" in self.required else None
         self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator)
         self.prompts = PromptSampler(prompts, config.seed, config.train_mix)
         generators = {"sample": torch.Generator(device), "credit": torch.Generator()}
         for generator in generators.values():
             generator.manual_seed(config.seed * 1000 + process)
+        set_seed(config.seed * 1000 + process)  # for rewards that draw from the global random numbers
         self.state = checkpoint.TrainState(self.policy, self.update.optimizer, generators)
-        if config.resume:
-            checkpoint.load(checkpoint.newest(self.folder), self.state)
+
+    def resume(self, run: Run) -> None:
+        """Puts the state to where the run was. UserError for a checkpoint that cannot be used."""
+        if run.checkpoint:
+            checkpoint.load(run.checkpoint, self.state, self.accelerator.process_index, self.accelerator.num_processes)
 
     def step(self) -> tuple[Metrics, Batch]:
         """Sample, score, share out credit, update: advances the state by one step; what it measured and trained on."""
@@ -111,11 +139,17 @@ class Trainer:
         }
         return metrics, batch
 
-    def evaluate(self, report: Report) -> Evaluation:
+    def evaluate(self, report: Report, stopping: Stopping) -> Evaluation:
+        """Scores on held-out prompts. Stopped if the user does not want to wait for them."""
         config = self.config
         chosen = eval_prompts(self.held_out, config.eval)
         one = Sampling(1, config.guidance, config.temperature, config.top_k, config.top_p)
-        with report.task("evaluate", len(chosen)) as on_progress, self.accelerator.autocast():
+        with report.task("evaluate", len(chosen)) as show, self.accelerator.autocast():
+
+            def on_progress(done: int) -> None:
+                show(done)
+                stopping.check(self.accelerator)
+
             return evaluate(
                 self.policy,
                 chosen,
@@ -127,9 +161,11 @@ class Trainer:
                 on_progress,
             )
 
-    def save(self) -> None:
-        if self.accelerator.is_main_process:
-            checkpoint.save(self.folder, self.state)
+    def save(self, run: Run) -> None:
+        """Writes a checkpoint of this step, unless it is there."""
+        randoms = gather_object([self.state.random()])
+        if self.accelerator.is_main_process and not (run.folder / f"checkpoint-{self.state.step}").exists():
+            checkpoint.save(run.folder, self.state, as_json(self.config), randoms, self.config.keep_last)
 
     def _fresh_prompts(self) -> Iterator[list[Prompt]]:
         """This process's share of the next prompts, for as long as they are asked for."""
@@ -164,7 +200,7 @@ class Trainer:
             raise UserError(
                 f"the loss was not finite in {MAX_BAD_STEPS} steps in a row (last: step {self.state.step + 1}); lower "
                 f"--optim.learning_rate (now {self.config.optim.learning_rate:g}), and look at "
-                f"{self.folder / 'metrics.jsonl'}"
+                f"{Path(self.config.output_dir or '') / 'metrics.jsonl'}"
             )
 
 

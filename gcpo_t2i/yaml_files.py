@@ -11,6 +11,7 @@ import yaml
 
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.files import write_text
 
 
 class Loader(yaml.SafeLoader):
@@ -47,7 +48,7 @@ def to_yaml(config: Any) -> str:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Writes `to_yaml` to a file, which `--config` and `load_config` read."""
-    Path(path).write_text(to_yaml(config), encoding="utf-8")
+    write_text(Path(path), to_yaml(config))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,7 +28,7 @@ def test_round_trip(tmp_path: Path) -> None:
     saved, other = state(seed=0), state(seed=1)
     saved.step, saved.prompts_drawn, saved.bad_steps = 7, 56, 2
     torch.rand(5, generator=saved.generators["sample"])
-    folder = checkpoint.save(tmp_path, saved)
+    folder = save(tmp_path, saved)
     assert folder.name == "checkpoint-7"
     checkpoint.load(folder, other)
     assert (other.step, other.prompts_drawn, other.bad_steps) == (7, 56, 2)
@@ -38,45 +40,72 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(*draws)
 
 
+def save(run: Path, own: checkpoint.TrainState, keep_last: int | None = None) -> Path:
+    return checkpoint.save(run, own, {"steps": 9}, [own.random()], keep_last)
+
+
 def test_newest_is_the_highest_step_and_ignores_unfinished_ones(tmp_path: Path) -> None:
     for name in ("checkpoint-9", "checkpoint-10", ".partial-checkpoint-11", "checkpoint-best"):
         (tmp_path / name).mkdir()
-    assert checkpoint.newest(tmp_path).name == "checkpoint-10"
-
-
-def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint to resume from"):
-        checkpoint.newest(tmp_path)
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
 
 
 def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = state()
     own.step = 1
-    checkpoint.save(tmp_path, own)
+    save(tmp_path, own)
 
     def no_space(*args: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", no_space)
     own.step = 2
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.save(tmp_path, own)
-    assert checkpoint.newest(tmp_path).name == "checkpoint-1"
+    with pytest.raises(UserError, match=r"No space left on device.*go on from checkpoint-1 with --resume"):
+        save(tmp_path, own)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "newer", "other model"])
+def test_global_random_numbers_go_on_too(tmp_path: Path) -> None:
+    own = state()
+    folder = save(tmp_path, own)
+
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.rand()), torch.rand(1).item()]
+
+    first = draw()
+    assert draw() != first
+    checkpoint.load(folder, own)
+    assert draw() == first
+
+
+def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
+    own = state()
+    for own.step in (1, 2, 10):
+        save(tmp_path, own, keep_last=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-2"]
+    own.step = 11
+    save(tmp_path, own, keep_last=None)
+    assert len(checkpoint.all_in(tmp_path)) == 3
+
+
+def test_another_number_of_processes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="written by 1 processes, now there are 2"):
+        checkpoint.load(save(tmp_path, state()), state(), process=1, processes=2)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "newer", "older", "other model"])
 def test_unusable_checkpoints_say_why(tmp_path: Path, damage: str) -> None:
-    folder = checkpoint.save(tmp_path, state())
+    folder = save(tmp_path, state())
     into, expected = state(), "cannot be read"
     if damage == "truncated":
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-8])
     elif damage == "missing":
         (folder / "optimizer.pt").unlink()
-    elif damage == "newer":
-        counters = json.loads((folder / "state.json").read_text())
-        (folder / "state.json").write_text(json.dumps({**counters, "format": 99}))
-        expected = "newer gcpo-t2i"
+    elif damage in ("newer", "older"):
+        about = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**about, "format": 99 if damage == "newer" else 1}))
+        expected = f"{damage} gcpo-t2i"
     else:
         into, expected = state(width=4), "'weight' and 0 more tensors"
     with pytest.raises(UserError, match=expected):

@@ -161,8 +161,10 @@ class TrainConfig:
     """Evaluate every so many steps; 0 = only before the first and after the last."""
     save_every: int = bounded(20, ">= 0")
     """Save a checkpoint to resume from every so many steps; 0 = only at the end."""
+    keep_last: int | None = bounded(2, "> 0")
+    """How many of the newest checkpoints are kept; null = all."""
     resume: bool = False
-    """Go on with the run in output_dir, with its settings unless they are given again."""
+    """Go on with the run in output_dir, from its newest checkpoint and with its settings."""
     overwrite: bool = False
     """Delete what is in output_dir."""
     device: str | None = None

@@ -1,0 +1,58 @@
+"""Files and folders that are either whole or not there, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file beside its final name and renames it: a reader sees the old text or the new one."""
+    partial = path.with_name(f".partial-{path.name}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which gets its final name when everything in it is on the disk; else it is deleted.
+
+    A folder that has the name already is replaced then.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            _sync(file)
+        delete_folder(path)
+        partial.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def delete_folder(path: Path) -> None:
+    """Takes its name away first, so that an interrupted deletion leaves nothing that looks whole."""
+    if path.exists():
+        doomed = path.with_name(f".deleted-{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.replace(doomed)
+        shutil.rmtree(doomed)
+
+
+def _sync(path: Path) -> None:
+    """Waits until the disk has it: a rename may otherwise survive a power cut that the contents do not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

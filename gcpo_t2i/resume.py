@@ -1,0 +1,58 @@
+"""Going on with a run: which settings may differ from those it was made with, and how to say so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from gcpo_t2i.config import TrainConfig
+from gcpo_t2i.errors import UserError
+
+# Settings that no weight depends on ...
+FREE = ("output_dir", "resume", "overwrite", "save_every", "keep_last", "eval_every", "log")
+# ... and those that a run may need to change to get through, at the price of not being the run it would have been.
+INEXACT = {
+    "steps": "the learning rates of a cosine schedule depend on it",
+    "micro_batch_size": "sums are rounded in another order",
+    "device": "another device rounds differently",
+    "dtype": "another precision rounds differently",
+}
+
+
+def as_json(config: TrainConfig) -> dict[str, Any]:
+    """The settings as they are after a round trip through JSON: lists for tuples."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, saved value, value now) of the settings that both have and that differ, without the free ones."""
+    for key in saved.keys() & now.keys():
+        name, one, other = f"{prefix}{key}", saved[key], now[key]
+        if name in FREE:
+            continue
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from differences(one, other, f"{name}.")
+        elif one != other:
+            yield name, one, other
+
+
+def check_settings(folder: str, found: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Notes on settings that were changed and leave the run going on inexactly; `found` is the checkpoint's state.json.
+
+    UserError, which names every key and both values, where the checkpoint is of a run with other settings.
+    """
+    changed = sorted(differences(found["settings"], as_json(config)))
+    shown = {name: f"{name} {json.dumps(one)} → {json.dumps(other)}" for name, one, other in changed}
+    if refused := [text for name, text in shown.items() if name not in INEXACT]:
+        raise UserError(
+            f"{folder} was made with other settings: {'; '.join(refused)}; "
+            "go on with the old ones (drop the options, or mend config.yaml), or start another run"
+        )
+    if config.steps < found["step"]:
+        raise UserError(
+            f"{folder}: steps {config.steps} is less than the {found['step']} steps that were made; give more"
+        )
+    exact = {"steps"} if config.optim.schedule == "constant" else set()
+    return [f"{text}: {INEXACT[name]}" for name, text in shown.items() if name not in exact]
