@@ -6,7 +6,6 @@ of the arguments; the module that does the work is imported last, when all setti
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -16,9 +15,8 @@ from typing import Any
 from gcpo_t2i import __version__
 from gcpo_t2i.config import PretrainConfig, SampleConfig, TrainConfig
 from gcpo_t2i.errors import Stopped, UserError, did_you_mean
+from gcpo_t2i.files import cannot_write
 from gcpo_t2i.parsing import EXPLANATION, parse
-
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ngcpo-t2i: stopped by Ctrl-C", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if not cannot_write(error):
             raise
-        print(f"gcpo-t2i: error: cannot write {error.filename or 'a file'} ({error.strerror})", file=sys.stderr)
+        print(f"gcpo-t2i: error: {error.filename or 'a file'}: cannot be written ({error.strerror})", file=sys.stderr)
         return 2
     except ValueError as error:
         if not isinstance(error, UserError) and not _is_reward_error(error):

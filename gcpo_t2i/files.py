@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def cannot_write(error: OSError) -> bool:
+    """Whether the disk is full or the place is not for us to write to, which the user can mend."""
+    return error.errno in _UNWRITABLE
 
 
 def write_text(path: Path, text: str) -> None:

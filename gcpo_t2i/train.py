@@ -21,6 +21,7 @@ from gcpo_t2i.config import OptimConfig, TrainConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt, PromptSampler, load_prompts
 from gcpo_t2i.errors import Stopped, UserError
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
+from gcpo_t2i.files import cannot_write
 from gcpo_t2i.report import Report
 from gcpo_t2i.resume import as_json
 from gcpo_t2i.rollout import Batch, Sampling, collect, replay, sample_batch
@@ -48,7 +49,13 @@ def train(config: TrainConfig) -> Path:
                 run_steps(trainer, run, report, stopping)
             except Stopped as stopped:
                 trainer.save(run)
-                raise Stopped(stopped.signal, stopped_message(run, trainer.state.step)) from stopped
+                raise Stopped(stopped.signal, f"stopped after step {trainer.state.step}; {go_on(run)}") from stopped
+            except OSError as error:
+                if not cannot_write(error):
+                    raise
+                raise UserError(
+                    f"{run.folder}: cannot be written ({error.strerror}); mend that; {go_on(run)}"
+                ) from error
             report.finish(trainer.policy)
     return run.folder
 
@@ -73,10 +80,8 @@ def is_due(every: int, step: int, steps: int) -> bool:
     return step in (0, steps) or (every > 0 and step % every == 0)
 
 
-def stopped_message(run: Run, step: int) -> str:
-    return (
-        f"stopped after step {step}; go on with\n  gcpo-t2i train --output_dir {shlex.quote(str(run.folder))} --resume"
-    )
+def go_on(run: Run) -> str:
+    return f"go on with: gcpo-t2i train --output_dir {shlex.quote(str(run.folder))} --resume"
 
 
 class Trainer:
