@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,6 +21,7 @@ from gcpo_t2i.errors import UserError
 from gcpo_t2i.evaluate import Evaluation
 from gcpo_t2i.images import sample_grid
 from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.monitor import Monitor
 from gcpo_t2i.rollout import Batch
 
 Metrics = dict[str, Any]
@@ -53,6 +55,7 @@ class Report:
         self.main = accelerator.is_main_process
         self.console = Console(quiet=not self.main)
         self.evaluations: list[tuple[int, Metrics]] = []
+        self.monitor = Monitor()
         self.progress = Progress(
             TextColumn("[bold]{task.description:>8}"),
             BarColumn(bar_width=24),
@@ -72,6 +75,7 @@ class Report:
         if self.main:
             truncate_metrics(self.folder / "metrics.jsonl", self.start)
             self.evaluations = _read_evaluations(self.folder / "metrics.jsonl")
+            self.monitor = Monitor(row for row in _read_rows(self.folder / "metrics.jsonl") if "reward" in row)
         config = self.config
         self.console.print(
             f"[bold]{config.algorithm}[/] on {config.model}: {config.steps} steps of {config.prompts_per_step} prompts × "
@@ -105,10 +109,15 @@ class Report:
             self.progress.remove_task(bar)
 
     def step(self, step: int, metrics: Metrics, batch: Batch) -> None:
-        self._write({"step": step, **metrics})
+        alarms = self.monitor.judge({"step": step, **metrics})
+        self._write({"step": step, **metrics, "monitor/warnings": len(self.monitor.active)})
         kl = "" if metrics["kl"] is None else f" kl {metrics['kl']:.4f}"
         note = f"reward {metrics['reward']:.3f}{kl} entropy {metrics['entropy']:.2f} {metrics['images_per_second']:.1f} img/s"
+        if self.monitor.active:
+            note += f" [yellow]warning: {escape(', '.join(self.monitor.active))}[/]"
         self.progress.update(self.bar, completed=step, note=note)
+        for alarm in alarms:
+            self.console.print(f"[yellow]step {step}: {escape(alarm.text)}")
         if metrics["skipped"]:
             self.console.print(f"[yellow]step {step}: the loss was not finite, update skipped")
         every = self.config.log.images_every
@@ -152,6 +161,7 @@ class Report:
         policy.save_pretrained(self.folder / "policy")
         (self.folder / "policy" / "README.md").write_text(self._model_card(), encoding="utf-8")
         self.console.print(self._table())
+        self._print_warnings()
         self.console.print(
             f"\nmetrics  {self.folder / 'metrics.jsonl'}\nsamples  {self.folder / 'samples'}\n"
             f"policy   {self.folder / 'policy'}\n\nLook next:\n"
@@ -169,6 +179,16 @@ class Report:
             cells = [f"{row[key]:.3f} ± {row[f'{key}_ci95']:.3f}" for row in (before, after)]
             table.add_row(key.removeprefix("eval/"), *cells, f"{change:+.3f}")
         return table
+
+    def _print_warnings(self) -> None:
+        if not self.monitor.alarms:
+            return
+        self.console.print("\n[bold yellow]Is the reward being hacked?[/] Look at the samples before you trust it.")
+        for alarm in self.monitor.alarms.values():
+            since = (
+                f"since step {alarm.step}" if alarm.kind in self.monitor.active else f"at step {alarm.step}, no longer"
+            )
+            self.console.print(f"\n[yellow]{escape(alarm.kind)}[/] ({since}): {escape(alarm.text)}")
 
     def _model_card(self) -> str:
         (_, before), (step, after) = self.evaluations[0], self.evaluations[-1]
@@ -210,13 +230,14 @@ def _require_tracker(name: str) -> None:
         raise UserError(f"report_to '{name}' needs a package that is missing; pip install 'gcpo-t2i[{name}]'")
 
 
+def _read_rows(path: Path) -> list[Metrics]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def _read_evaluations(path: Path) -> list[tuple[int, Metrics]]:
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
         (row["step"], {key: value for key, value in row.items() if key != "step"})
-        for row in rows
+        for row in _read_rows(path)
         if any(key.startswith("eval/") for key in row)
     ]
 
