@@ -129,7 +129,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _overview() -> str:
-    commands = "\n".join(f"  {name:<13} {command.summary}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:<14} {command.summary}" for name, command in COMMANDS.items())
     return f"""\
 usage: gcpo-t2i COMMAND [--config FILE] [--key value ...]
 

@@ -117,12 +117,15 @@ class Report:
             note += f" [yellow]warning: {escape(', '.join(self.monitor.active))}[/]"
         self.progress.update(self.bar, completed=step, note=note)
         for alarm in alarms:
-            self.console.print(f"[yellow]step {step}: {escape(alarm.text)}")
+            self.warn(f"step {step}: {alarm.text}")
         if metrics["skipped"]:
             self.console.print(f"[yellow]step {step}: the loss was not finite, update skipped")
         every = self.config.log.images_every
         if self.main and every and (step % every == 0 or step == self.config.steps):
             self._save_samples(step, batch)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]{escape(text)}")
 
     def _save_samples(self, step: int, batch: Batch) -> None:
         group = batch.group

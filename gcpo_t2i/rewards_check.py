@@ -159,8 +159,8 @@ def _same(one: float | None, other: float | None) -> bool:
 
 
 def _table(findings: Sequence[Finding]) -> Table:
-    table = Table(title="Scores of known images", title_justify="left")
-    for column in ("reward", "images", "min", "mean", "max", "none", "range", "ms/image"):
+    table = Table(title="Scores of known images (ms: time per image)", title_justify="left")
+    for column in ("reward", "images", "min", "mean", "max", "none", "range", "ms"):
         justify = "left" if column in ("reward", "images", "range") else "right"
         table.add_column(column, justify=justify, no_wrap=column == "reward")
     for finding in findings:

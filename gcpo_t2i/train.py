@@ -43,6 +43,8 @@ def train(config: TrainConfig) -> Path:
         while state.step < config.steps:
             metrics, batch = trainer.step()
             report.step(state.step, metrics, batch)
+            while trainer.watch.failures:
+                report.warn(trainer.watch.failures.pop(0))
             if state.step == config.steps:
                 break
             if config.save_every and state.step % config.save_every == 0:
