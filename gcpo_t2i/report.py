@@ -114,7 +114,7 @@ class Report:
         kl = "" if metrics["kl"] is None else f" kl {metrics['kl']:.4f}"
         note = f"reward {metrics['reward']:.3f}{kl} entropy {metrics['entropy']:.2f} {metrics['images_per_second']:.1f} img/s"
         if self.monitor.active:
-            note += f" [yellow]warning: {escape(', '.join(self.monitor.active))}[/]"
+            note = f"[yellow]warning: {escape(', '.join(self.monitor.active))}[/] {note}"  # first: a narrow screen cuts the end
         self.progress.update(self.bar, completed=step, note=note)
         for alarm in alarms:
             self.warn(f"step {step}: {alarm.text}")
