@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcpo_t2i import __version__
-from gcpo_t2i.config import PretrainConfig, SampleConfig, TrainConfig
+from gcpo_t2i.config import PretrainConfig, RewardsCheckConfig, SampleConfig, TrainConfig
 from gcpo_t2i.errors import Stopped, UserError, did_you_mean
 from gcpo_t2i.files import cannot_write
 from gcpo_t2i.parsing import EXPLANATION, parse
@@ -21,12 +21,14 @@ from gcpo_t2i.parsing import EXPLANATION, parse
 
 @dataclass(frozen=True)
 class Command:
-    """`run` is called with a `config` and returns where its results are, or None."""
+    """`run` is called with a `config` and returns where its results are, or None. A file for --config may hold `also` the
+    settings of that class, which are left out."""
 
     config: type[Any]
     run: str
     summary: str
     details: str
+    also: type[Any] | None = None
 
 
 COMMANDS = {
@@ -65,16 +67,31 @@ Make images from a prompt, or from a file of prompts: one PNG each, and a grid o
   gcpo-t2i sample --prompt "a photo of a red circle"
   gcpo-t2i sample --model runs/grpo --prompts shapesworld:heldout --num_images 2 --out samples/grpo""",
     ),
+    "rewards check": Command(
+        RewardsCheckConfig,
+        "gcpo_t2i.rewards_check:check",
+        "score known good, bad and blank images: what does each reward say?",
+        """\
+Score images that are known to be good, bad, blank and noise with each reward, and show what it says, how long it
+takes, and whether it tells good from bad. The exit code is 1 if a reward fails: it raises, or returns NaN, a value
+out of its range, or the wrong number of scores.
+
+  gcpo-t2i rewards check
+  gcpo-t2i rewards check --rewards '[{"name": "my_reward.py:score"}]'
+  gcpo-t2i rewards check --config configs/shapesworld_grpo.yaml
+  gcpo-t2i rewards check --images known.jsonl --rewards '[{"name": "clip"}]'""",
+        also=TrainConfig,
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for what the user can mend (one line on stderr), 128 + the signal
-    for a run that was asked to end (130 after Ctrl-C)."""
+    """Runs one command; returns the exit code: 0, 1 from a check that failed, 2 for what the user can mend (one line on
+    stderr), 128 + the signal for a run that was asked to end (130 after Ctrl-C)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(argv)
-    except SystemExit as stop:  # argparse's way to end --help
+    except SystemExit as stop:  # argparse's way to end --help, and that of a check that failed
         return stop.code if isinstance(stop.code, int) else 0
     except Stopped as stopped:
         print(f"gcpo-t2i: {stopped}", file=sys.stderr)
@@ -106,12 +123,13 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"gcpo-t2i {__version__}")
         return 0
-    name, rest = argv[0], argv[1:]
+    words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    name, rest = " ".join(argv[:words]), argv[words:]
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
         raise UserError(f"unknown {kind} '{name}'{did_you_mean(name, (*COMMANDS, '--help', '--version'))}")
     command = COMMANDS[name]
-    config = parse(command.config, rest, prog=f"gcpo-t2i {name}", description=command.details)
+    config = parse(command.config, rest, prog=f"gcpo-t2i {name}", description=command.details, also=command.also)
     module, _, function = command.run.partition(":")
     result = getattr(importlib.import_module(module), function)(config)
     if result is not None:
@@ -120,7 +138,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _overview() -> str:
-    commands = "\n".join(f"  {name:<10} {command.summary}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:<14} {command.summary}" for name, command in COMMANDS.items())
     return f"""\
 usage: gcpo-t2i COMMAND [--config FILE] [--key value ...]
 

@@ -30,8 +30,12 @@ Options are given as --key value, nested ones as --key.sub value, yes/no ones as
 make a YAML file for --config; an option on the command line wins over the file."""
 
 
-def parse(kind: type[Any], argv: Sequence[str], prog: str = "gcpo-t2i", description: str = "") -> Any:
+def parse(
+    kind: type[Any], argv: Sequence[str], prog: str = "gcpo-t2i", description: str = "", also: type[Any] | None = None
+) -> Any:
     """A checked config of the class `kind` from command-line arguments, or from `--config=FILE` alone.
+
+    What a file says that the class `also` knows and `kind` does not is left out.
 
     Raises UserError; SystemExit after --help and --print_config.
     """
@@ -39,7 +43,7 @@ def parse(kind: type[Any], argv: Sequence[str], prog: str = "gcpo-t2i", descript
 
     parser = _parser(kind, prog, description)
     paths, given, rest = _split(kind, argv)
-    files = {path: read_yaml(path) for path in paths}
+    files = {path: read_yaml(path) if also is None else _without(also, kind, read_yaml(path)) for path in paths}
     if saved := _run_to_resume(kind, given, files):
         files = {saved: read_yaml(saved)} | files
     parsed, in_files = None, {}
@@ -112,8 +116,15 @@ def _kinds(kind: Any, prefix: str = "") -> dict[str, Any]:
     return kinds
 
 
+def _not_null(annotation: Any) -> Any:
+    """`X` of the annotation `X | None`; any other as it is."""
+    options = [option for option in get_args(annotation) if option is not NoneType]
+    return options[0] if _admits(annotation, NoneType) and len(options) == 1 else annotation
+
+
 def _item_class(annotation: Any) -> Any:
     """The dataclass of the items of a list annotation, else None."""
+    annotation = _not_null(annotation)
     item = get_args(annotation)[0] if get_origin(annotation) is list else None
     return item if is_dataclass(item) else None
 
@@ -156,7 +167,7 @@ def _is_option(token: str) -> bool:
 
 def _as_json(key: str, value: str, annotation: Any) -> str:
     """A list of names may be typed as wandb,trackio; items of a list of dataclasses are checked and completed."""
-    if get_origin(annotation) is not list:
+    if get_origin(_not_null(annotation)) is not list:
         return value
     if not (item := _item_class(annotation)):
         return value if value.startswith("[") else json.dumps(value.split(","))
@@ -199,6 +210,14 @@ def _add_file(parser: Any, base: Any, kind: type[Any], path: str, content: dict[
         raise UserError(f"{path}: {_explain(str(error), kind, given)}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _without(other: Any, kind: Any, content: dict[str, Any]) -> dict[str, Any]:
+    """A file's content without the settings of the class `other` that the class `kind` lacks."""
+    own, others = get_type_hints(kind), get_type_hints(other)
+    kept = {name: value for name, value in content.items() if name in own or name not in others}
+    groups = [name for name in kept if name in others and is_dataclass(own.get(name)) and isinstance(kept[name], dict)]
+    return kept | {name: _without(others[name], own[name], kept[name]) for name in groups}
 
 
 def _check_keys(kind: Any, content: Any, prefix: str = "", root: Any = None) -> dict[str, Any]:

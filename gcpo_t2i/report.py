@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -22,6 +23,7 @@ from gcpo_t2i.evaluate import Evaluation
 from gcpo_t2i.files import whole_folder, write_text
 from gcpo_t2i.images import sample_grid
 from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.monitor import Monitor
 from gcpo_t2i.rollout import Batch
 from gcpo_t2i.run import Run
 
@@ -54,6 +56,7 @@ class Report:
         self.main = accelerator.is_main_process
         self.console = Console(quiet=not self.main)
         self.evaluations: list[tuple[int, Metrics]] = []
+        self.monitor = Monitor()
         self.progress = Progress(
             TextColumn("[bold]{task.description:>8}"),
             BarColumn(bar_width=24),
@@ -73,6 +76,7 @@ class Report:
         if self.main:
             truncate_metrics(self.folder / "metrics.jsonl", self.start if self.run.checkpoint else -1)
             self.evaluations = _read_evaluations(self.folder / "metrics.jsonl")
+            self.monitor = Monitor(row for row in _read_rows(self.folder / "metrics.jsonl") if "reward" in row)
         config = self.config
         self.console.print(
             f"[bold]{config.algorithm}[/] on {config.model}: {config.steps} steps of {config.prompts_per_step} prompts × "
@@ -113,15 +117,23 @@ class Report:
             self.progress.remove_task(bar)
 
     def step(self, step: int, metrics: Metrics, batch: Batch) -> None:
-        self._write({"step": step, **metrics})
+        alarms = self.monitor.judge({"step": step, **metrics})
+        self._write({"step": step, **metrics, "monitor/warnings": len(self.monitor.active)})
         kl = "" if metrics["kl"] is None else f" kl {metrics['kl']:.4f}"
         note = f"reward {metrics['reward']:.3f}{kl} entropy {metrics['entropy']:.2f} {metrics['images_per_second']:.1f} img/s"
+        if self.monitor.active:
+            note = f"[yellow]warning: {escape(', '.join(self.monitor.active))}[/] {note}"  # first: a narrow screen cuts the end
         self.progress.update(self.bar, completed=step, note=note)
+        for alarm in alarms:
+            self.warn(f"step {step}: {alarm.text}")
         if metrics["skipped"]:
             self.console.print(f"[yellow]step {step}: the loss was not finite, update skipped")
         every = self.config.log.images_every
         if self.main and every and (step % every == 0 or step == self.config.steps):
             self._save_samples(step, batch)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]{escape(text)}")
 
     def _save_samples(self, step: int, batch: Batch) -> None:
         group = batch.group
@@ -163,6 +175,7 @@ class Report:
             policy.save_pretrained(folder)
             (folder / "README.md").write_text(self._model_card(), encoding="utf-8")
         self.console.print(self._table())
+        self._print_warnings()
         self.console.print(
             f"\nmetrics  {self.folder / 'metrics.jsonl'}\nsamples  {self.folder / 'samples'}\n"
             f"policy   {self.folder / 'policy'}\n\nLook next:\n"
@@ -180,6 +193,16 @@ class Report:
             cells = [f"{row[key]:.3f} ± {row[f'{key}_ci95']:.3f}" for row in (before, after)]
             table.add_row(key.removeprefix("eval/"), *cells, f"{change:+.3f}")
         return table
+
+    def _print_warnings(self) -> None:
+        if not self.monitor.alarms:
+            return
+        self.console.print("\n[bold yellow]Is the reward being hacked?[/] Look at the samples before you trust it.")
+        for alarm in self.monitor.alarms.values():
+            since = (
+                f"since step {alarm.step}" if alarm.kind in self.monitor.active else f"at step {alarm.step}, no longer"
+            )
+            self.console.print(f"\n[yellow]{escape(alarm.kind)}[/] ({since}): {escape(alarm.text)}")
 
     def _model_card(self) -> str:
         (_, before), (step, after) = self.evaluations[0], self.evaluations[-1]
@@ -221,13 +244,14 @@ def _require_tracker(name: str) -> None:
         raise UserError(f"report_to '{name}' needs a package that is missing; pip install 'gcpo-t2i[{name}]'")
 
 
+def _read_rows(path: Path) -> list[Metrics]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def _read_evaluations(path: Path) -> list[tuple[int, Metrics]]:
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
         (row["step"], {key: value for key, value in row.items() if key != "step"})
-        for row in rows
+        for row in _read_rows(path)
         if any(key.startswith("eval/") for key in row)
     ]
 

@@ -22,6 +22,7 @@ from gcpo_t2i.data import Prompt, PromptSampler, load_prompts
 from gcpo_t2i.errors import Stopped, UserError
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.files import cannot_write
+from gcpo_t2i.monitor import Watch, watched_rewards
 from gcpo_t2i.report import Report
 from gcpo_t2i.resume import as_json
 from gcpo_t2i.rollout import Batch, Sampling, collect, replay, sample_batch
@@ -71,6 +72,8 @@ def run_steps(trainer: Trainer, run: Run, report: Report, stopping: Stopping) ->
             return
         metrics, batch = trainer.step()
         report.step(state.step, metrics, batch)
+        while trainer.watch.failures:
+            report.warn(trainer.watch.failures.pop(0))
         if is_due(config.save_every, state.step, config.steps):
             trainer.save(run)
 
@@ -95,6 +98,7 @@ class Trainer:
         device, process = self.accelerator.device, self.accelerator.process_index
         self.rewards = RewardSet.load(config.rewards, str(device))
         self.eval_rewards = RewardSet.load(config.eval.rewards, str(device), label=scored_name)
+        self.watch = Watch(watched_rewards(config, self.eval_rewards, str(device)), config.monitor.images)
         self.policy = load_model(config.model, device)
         self.required = needs(self.algorithm, self.credit_settings, config.loss.beta)
         if strange := self.required - ROLLOUT_TENSORS - ROLLOUT_STATS - {"ref_logp"}:
@@ -123,6 +127,7 @@ class Trainer:
         advantage = advantage.flatten().to(self.accelerator.device)  # (B,)
         mask = torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
         credit = self._credit(batch, mask)  # (B, T)
+        watched = self.watch(batch) if self.accelerator.is_main_process else {}
         updating = time.perf_counter()
         rate = learning_rate(config.optim, step, config.steps)
         updated, old_logp, skipped = {}, None, 0.0
@@ -140,6 +145,7 @@ class Trainer:
             **sample_metrics(batch, drawn_rewards),
             "credit/top40_mass": top_mass(credit, mask).mean().item(),
             "learning_rate": rate,
+            **watched,
             **timing(batch, drawn_rewards.numel(), now - started, now - updating),
         }
         return metrics, batch
@@ -243,6 +249,8 @@ def sample_metrics(batch: Batch, drawn_rewards: Tensor) -> Metrics:
         "reward_std": drawn_rewards.std(dim=1).mean().item(),
         "frac_reward_zero_std": (drawn_rewards.amax(1) == drawn_rewards.amin(1)).float().mean().item(),
         **{f"rewards/{name}/mean": sum(own) / len(own) for name, own in values.items() if own},
+        **{f"rewards/{name}/min": min(own) for name, own in values.items() if own},
+        **{f"rewards/{name}/max": max(own) for name, own in values.items() if own},
         "entropy": rollout.stats["entropy"].mean().item(),
         "diversity": diversity(rollout.tokens, batch.group),
         "logp_gap/guided": (rollout.sample_logp - rollout.cond_logp).abs().mean().item(),

@@ -15,7 +15,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reward_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with custom rewards: bright, broken, nan, short, constant."""
+    """A file with custom rewards: bright, dark, broken, nan, short, constant."""
     from tests.tiny import BRIGHT
 
     path = tmp_path_factory.mktemp("rewards") / "my_rewards.py"

@@ -11,7 +11,7 @@ import yaml
 
 import gcpo_t2i
 from gcpo_t2i.cli import COMMANDS, main
-from gcpo_t2i.config import PretrainConfig, RewardConfig, SampleConfig, TrainConfig
+from gcpo_t2i.config import PretrainConfig, RewardConfig, RewardsCheckConfig, SampleConfig, TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.parsing import _kinds, _parser, load_config, parse
 from rewards.errors import RewardError
@@ -21,7 +21,7 @@ from rewards.errors import RewardError
 def run(monkeypatch, capsys, tmp_path):
     """Runs `gcpo-t2i ARGUMENTS` in an empty folder; commands only record their config."""
     seen = []
-    record = SimpleNamespace(train=seen.append, pretrain=seen.append, sample=seen.append)
+    record = SimpleNamespace(train=seen.append, pretrain=seen.append, sample=seen.append, check=seen.append)
     for command in COMMANDS.values():
         monkeypatch.setitem(sys.modules, command.run.partition(":")[0], record)
     monkeypatch.chdir(tmp_path)
@@ -64,7 +64,7 @@ def test_help_has_a_sentence_for_every_setting(run, name):
     sentences = {action.dest: action.help for action in _parser(kind, "x", "")._actions}
     for key in _kinds(kind):
         assert len(sentences[key].split()) >= 2, f"{key} has no sentence"
-    result = run(name, "--help")
+    result = run(*name.split(), "--help")
     assert result.code == 0 and result.config is None
     assert all(f"\n  --{key}" in result.out for key in _kinds(kind))
     assert f"\n  gcpo-t2i {name}" in result.out  # an example, on a line of its own
@@ -158,6 +158,31 @@ def test_a_new_list_of_rewards_inherits_nothing_from_the_old(run, tmp_path):
     ]
 
 
+def test_a_list_that_may_be_null(run, tmp_path):
+    (tmp_path / "a.yaml").write_text("monitor: {rewards: [{name: clip}]}\n")
+    assert run("train").config.monitor.rewards is None
+    assert run("train", "--config", "a.yaml").config.monitor.rewards == [RewardConfig("clip")]
+    assert run("train", "--config", "a.yaml", "--monitor.rewards", "null").config.monitor.rewards is None
+    assert run("train", "--monitor.rewards", "[]").config.monitor.rewards == []
+    assert run("train", "--monitor.rewards", '[{"name": "a", "weight": 2}]').config.monitor.rewards == [
+        RewardConfig("a", 2.0)
+    ]
+
+
+def test_rewards_check_reads_the_rewards_of_a_training_config(run, tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "steps: 3\noptim: {warmup_steps: 1}\nrewards: [{name: clip}]\n"
+        "eval: {seed: 1, rewards: [{name: aesthetic}]}\ndevice: cpu\n"
+    )
+    config = run("rewards", "check", "--config", "a.yaml", "--num_images", "5").config
+    assert (config.rewards, config.eval.rewards) == ([RewardConfig("clip")], [RewardConfig("aesthetic")])
+    assert (config.device, config.num_images) == ("cpu", 5)
+    by_default = [*TrainConfig().rewards, *TrainConfig().eval.rewards]
+    assert run("rewards", "check").config == RewardsCheckConfig(rewards=by_default)
+    (tmp_path / "b.yaml").write_text("stps: 3\n")
+    assert error(run("rewards", "check", "--config", "b.yaml")).startswith("b.yaml: unknown key 'stps'")
+
+
 def test_print_config_prints_what_load_config_reads(run, tmp_path):
     result = run("train", "--print_config", "--steps", "3", "--algorithm", "grpo", "--rewards", "[{name: clip}]")
     assert (result.code, result.config) == (0, None)
@@ -185,6 +210,8 @@ def test_resume_takes_the_settings_of_the_run(run, tmp_path):
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
         ("--verson", "unknown option '--verson'; did you mean '--version'?"),
+        ("rewards", "unknown command 'rewards'; did you mean 'rewards check'?"),
+        ("rewards chek", "unknown command 'rewards'; did you mean 'rewards check'?"),
         ("train --grup_size 4", "unknown option '--grup_size'; did you mean '--group_size'?"),
         ("train --grup_size=4", "unknown option '--grup_size'; did you mean '--group_size'?"),
         ("train --step 4", "unknown option '--step'; did you mean '--steps'?"),
@@ -205,6 +232,11 @@ def test_resume_takes_the_settings_of_the_run(run, tmp_path):
         ("train --optim.betas 0.9", "optim.betas: '0.9' is not a list of 2 numbers"),
         ("train --optim.schedule cosin", "optim.schedule 'cosin' is unknown; did you mean 'cosine'?"),
         ("train --log.report_to wandbb", "log.report_to 'wandbb' is unknown; did you mean 'wandb'?"),
+        (
+            "train --monitor.rewards [{nam:_clip}]",
+            "unknown key 'monitor.rewards.nam'; did you mean 'monitor.rewards.name'?",
+        ),
+        ("train --monitor.rewards clip", "monitor.rewards: 'clip' is not a list of {name, weight, kwargs} or null"),
         ("train --rewards clip", "rewards: 'clip' is not a list of {name, weight, kwargs}"),
         ("train --rewards [{", "rewards: '[{' is not a list of {name, weight, kwargs}"),
         ("train --rewards [clip]", "rewards: 'clip' is not a group of settings"),

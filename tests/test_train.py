@@ -20,6 +20,7 @@ TIMES = {
     "rollout_time",
     "reward_time",
     "update_time",
+    "monitor_time",
     "images_per_second",
     "tokens_per_second",
     "peak_memory_mb",

@@ -21,6 +21,9 @@ import numpy as np
 def bright(images, prompts):
     return [float(np.asarray(image).mean()) / 255 for image in images]
 
+def dark(images, prompts):
+    return [1 - value for value in bright(images, prompts)]
+
 def broken(images, prompts):
     raise RuntimeError("the GPU caught fire")
 

@@ -8,12 +8,14 @@ Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new fi
 
 from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
 from gcpo_t2i.config.pretrain import PretrainConfig
+from gcpo_t2i.config.rewards_check import RewardsCheckConfig
 from gcpo_t2i.config.sample import SampleConfig
 from gcpo_t2i.config.train import (
     CreditConfig,
     EvalConfig,
     LogConfig,
     LossConfig,
+    MonitorConfig,
     OptimConfig,
     RewardConfig,
     TrainConfig,
@@ -26,9 +28,11 @@ __all__ = [
     "EvalConfig",
     "LogConfig",
     "LossConfig",
+    "MonitorConfig",
     "OptimConfig",
     "PretrainConfig",
     "RewardConfig",
+    "RewardsCheckConfig",
     "SampleConfig",
     "TrainConfig",
     "bounded",

@@ -83,7 +83,7 @@ class OptimConfig:
     """Gradients longer than this are scaled down to it."""
 
 
-def _eval_rewards() -> list[RewardConfig]:
+def default_eval_rewards() -> list[RewardConfig]:
     return [RewardConfig("geneval", kwargs={"score": "strict"}), RewardConfig("clip"), RewardConfig("aesthetic")]
 
 
@@ -101,8 +101,19 @@ class EvalConfig:
     """Images sampled at a time."""
     seed: int = bounded(1234, ">= 0")
     """Seed of the evaluation's own random numbers: the same at every evaluation and in every run."""
-    rewards: list[RewardConfig] = field(default_factory=_eval_rewards)
+    rewards: list[RewardConfig] = field(default_factory=default_eval_rewards)
     """Scores to report; their weights are not used."""
+
+
+@dataclass
+class MonitorConfig:
+    """What is watched to notice that a reward is being hacked; see docs/monitor.md."""
+
+    rewards: list[RewardConfig] | None = None
+    """Rewards that are not trained on, scored on a few images of every step; null = those of eval.rewards whose names are
+    not among the rewards, [] = none."""
+    images: int = bounded(8, "> 0")
+    """How many images of a step these rewards score, evenly from its prompts."""
 
 
 @dataclass
@@ -117,7 +128,7 @@ class LogConfig:
     """Save a grid of samples (PNG) every so many steps; 0 = never."""
 
 
-def _train_rewards() -> list[RewardConfig]:
+def default_rewards() -> list[RewardConfig]:
     return [RewardConfig("geneval", kwargs={"score": "dense"})]
 
 
@@ -171,13 +182,14 @@ class TrainConfig:
     """cpu, cuda or cuda:N; null = cuda if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the model's layers; auto = bfloat16 on cuda, else float32. Losses are always float32."""
-    rewards: list[RewardConfig] = field(default_factory=_train_rewards)
+    rewards: list[RewardConfig] = field(default_factory=default_rewards)
     """A list of {name, weight, kwargs}: clip, aesthetic, geneval, or your own as pkg.module:name or file.py:name; the
     factor in the sum; settings."""
     credit: CreditConfig = field(default_factory=CreditConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def check(self) -> None:
@@ -238,7 +250,12 @@ def _check_train(config: TrainConfig) -> None:
             raise ConfigError("rewards", f"rewards: the weight of '{reward.name}' must be finite, not {reward.weight}")
     if not any(reward.weight for reward in config.rewards):
         raise ConfigError("rewards", "rewards: at least one reward with a weight other than 0 is needed")
-    for key, rewards in {"rewards": config.rewards, "eval.rewards": config.eval.rewards}.items():
+    watched = config.monitor.rewards or []
+    for key, rewards in {
+        "rewards": config.rewards,
+        "eval.rewards": config.eval.rewards,
+        "monitor.rewards": watched,
+    }.items():
         names = [reward.name for reward in rewards]
         for name in names:
             if names.count(name) > 1:
