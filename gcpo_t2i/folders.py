@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gcpo_t2i.config import ConfigError
+from gcpo_t2i.errors import UserError
 
 
 def next_run_dir(algorithm: str, root: str | Path = "runs") -> Path:
@@ -37,3 +41,21 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool | 
         )
         raise ConfigError("output_dir", f"output folder '{path}' already holds files; add {cures}, or name another")
     return path
+
+
+def remove_output(folder: Path, marker: str, kind: str) -> None:
+    """Deletes what a `kind` of command left, told by its file `marker`. UserError for other files: they may be anything."""
+    if any(folder.iterdir()) and not (folder / marker).is_file():
+        raise UserError(f"output folder '{folder}' holds files that no {kind} wrote; --overwrite only replaces {kind}s")
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, renamed to it at the end: `path` is either whole or as it was before."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.folders import check_output_dir, next_run_dir
+from gcpo_t2i.folders import check_output_dir, next_run_dir, remove_output
 from gcpo_t2i.models import load_policy
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.shapes import checkpoint_path
@@ -55,9 +55,18 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What sampling outside of a training run goes on in: bfloat16 layers where `use_bfloat16` says so."""
+    return torch.autocast(device.type, torch.bfloat16) if use_bfloat16(dtype, device) else nullcontext()
+
+
+def model_folder(name: str) -> Path:
+    return checkpoint_path("generator") if name == EMBEDDED_MODEL else Path(name)
+
+
 def load_model(name: str, device: torch.device) -> Policy:
     """The shipped model for `shapesworld`, else the policy folder of that name; float32 weights, autocast lowers them."""
-    policy: Any = load_policy(checkpoint_path("generator") if name == EMBEDDED_MODEL else name, device=device)
+    policy: Any = load_policy(model_folder(name), device=device)
     if device.type == "cpu":
         # sdpa's backward on a CPU takes 1.5 times as long as that of plain matrix products, for images of this length
         policy.trunk.set_attn_implementation("eager")
@@ -70,19 +79,12 @@ def open_run(config: TrainConfig, accelerator: Accelerator) -> Path:
     check_output_dir(folder, overwrite=config.overwrite, resume=config.resume)
     if accelerator.is_main_process:
         if config.overwrite and folder.exists():
-            _remove_run(folder)
+            remove_output(folder, "config.yaml", "run")
         folder.mkdir(parents=True, exist_ok=True)
         config.output_dir = str(folder)
         save_config(config, folder / "config.yaml")
     accelerator.wait_for_everyone()
     return folder
-
-
-def _remove_run(folder: Path) -> None:
-    """Deletes a run. UserError for a folder that holds files but no run: it may be anything of the user's."""
-    if any(folder.iterdir()) and not (folder / "config.yaml").is_file():
-        raise UserError(f"output folder '{folder}' holds files that no run wrote; --overwrite only replaces runs")
-    shutil.rmtree(folder)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -83,7 +83,7 @@ class OptimConfig:
     """Gradients longer than this are scaled down to it."""
 
 
-def _eval_rewards() -> list[RewardConfig]:
+def eval_rewards() -> list[RewardConfig]:
     return [RewardConfig("geneval", kwargs={"score": "strict"}), RewardConfig("clip"), RewardConfig("aesthetic")]
 
 
@@ -101,7 +101,7 @@ class EvalConfig:
     """Images sampled at a time."""
     seed: int = bounded(1234, ">= 0")
     """Seed of the evaluation's own random numbers: the same at every evaluation and in every run."""
-    rewards: list[RewardConfig] = field(default_factory=_eval_rewards)
+    rewards: list[RewardConfig] = field(default_factory=eval_rewards)
     """Scores to report; their weights are not used."""
 
 
@@ -236,8 +236,13 @@ def _check_train(config: TrainConfig) -> None:
             raise ConfigError("rewards", f"rewards: the weight of '{reward.name}' must be finite, not {reward.weight}")
     if not any(reward.weight for reward in config.rewards):
         raise ConfigError("rewards", "rewards: at least one reward with a weight other than 0 is needed")
-    for key, rewards in {"rewards": config.rewards, "eval.rewards": config.eval.rewards}.items():
-        names = [reward.name for reward in rewards]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(key, f"{key}: '{name}' is there twice, and their scores would have one name")
+    check_reward_names("rewards", config.rewards)
+    check_reward_names("eval.rewards", config.eval.rewards)
+
+
+def check_reward_names(key: str, rewards: list[RewardConfig]) -> None:
+    """Raises ConfigError if a reward is there twice."""
+    names = [reward.name for reward in rewards]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(key, f"{key}: '{name}' is there twice, and their scores would have one name")
