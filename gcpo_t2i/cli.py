@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcpo_t2i import __version__
-from gcpo_t2i.config import PretrainConfig, RewardsCheckConfig, SampleConfig, TrainConfig
+from gcpo_t2i.config import EvaluationConfig, PretrainConfig, RewardsCheckConfig, SampleConfig, TrainConfig
 from gcpo_t2i.errors import Stopped, UserError, did_you_mean
 from gcpo_t2i.files import cannot_write
 from gcpo_t2i.parsing import EXPLANATION, parse
@@ -46,6 +46,21 @@ prompts and rewards that ship with the package, on the CPU if there is no GPU, r
   gcpo-t2i train --rewards '[{"name": "clip", "weight": 0.5}, {"name": "my_reward.py:score"}]'
   gcpo-t2i train --output_dir runs/grpo --resume""",
     ),
+    "eval": Command(
+        EvaluationConfig,
+        "gcpo_t2i.evals.command:evaluate",
+        "score a model, or a folder of images, on GenEval's kind of prompts; compare two",
+        """\
+Score a model on prompts in GenEval's format. Writes GenEval's own layout of images, results.jsonl,
+scores.json, and the recipe that the numbers were made with; prints the scores per tag and over all tags,
+with 95 % intervals. Or score a folder of images that somebody else made; or compare two evaluations.
+
+  gcpo-t2i eval
+  gcpo-t2i eval --model runs/grpo/policy --prompts evaluation_metadata.jsonl --output_dir evals/grpo
+  gcpo-t2i eval --model runs/grpo/policy --against evals/base
+  gcpo-t2i eval --images folder/of/images
+  gcpo-t2i eval --results evals/grpo --against evals/base""",
+    ),
     "pretrain": Command(
         PretrainConfig,
         "gcpo_t2i.shapes.pretrain:pretrain",
@@ -65,7 +80,7 @@ tiny CLIP, aesthetic head.
 Make images from a prompt, or from a file of prompts: one PNG each, and a grid of them all.
 
   gcpo-t2i sample --prompt "a photo of a red circle"
-  gcpo-t2i sample --model runs/grpo --prompts shapesworld:heldout --num_images 2 --out samples/grpo""",
+  gcpo-t2i sample --model runs/grpo/policy --prompts shapesworld:heldout --num_images 2 --out samples/grpo""",
     ),
     "rewards check": Command(
         RewardsCheckConfig,

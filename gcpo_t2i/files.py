@@ -18,13 +18,21 @@ def cannot_write(error: OSError) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file beside its final name and renames it: a reader sees the old text or the new one."""
+    """Writes a UTF-8 file: a reader sees the old text or the new one."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which gets its name when it is on the disk: `path` is whole or as it was before."""
     partial = path.with_name(f".partial-{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,21 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool | 
         )
         raise ConfigError("output_dir", f"output folder '{path}' already holds files; add {cures}, or name another")
     return path
+
+
+def remove_output(folder: Path, marker: str, kind: str) -> None:
+    """Empties a folder of what a `kind` of command left, told by its file `marker`, but for the lock.
+
+    UserError for a folder with other files and no marker: they may be anything of the user's.
+    """
+    entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
+    if entries and not (folder / marker).is_file():
+        raise UserError(f"output folder '{folder}' holds files that no {kind} wrote; --overwrite only replaces {kind}s")
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 @contextmanager

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from gcpo_t2i.checkpoint import about, all_in
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.folders import LOCK, check_output_dir, locked, next_run_dir
+from gcpo_t2i.folders import check_output_dir, locked, next_run_dir, remove_output
 from gcpo_t2i.models import load_policy
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.resume import check_settings
@@ -61,9 +60,18 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What sampling outside of a training run goes on in: bfloat16 layers where `use_bfloat16` says so."""
+    return torch.autocast(device.type, torch.bfloat16) if use_bfloat16(dtype, device) else nullcontext()
+
+
+def model_folder(name: str) -> Path:
+    return checkpoint_path("generator") if name == EMBEDDED_MODEL else Path(name)
+
+
 def load_model(name: str, device: torch.device) -> Policy:
     """The shipped model for `shapesworld`, else the policy folder of that name; float32 weights, autocast lowers them."""
-    policy: Any = load_policy(checkpoint_path("generator") if name == EMBEDDED_MODEL else name, device=device)
+    policy: Any = load_policy(model_folder(name), device=device)
     if device.type == "cpu":
         # sdpa's backward on a CPU takes 1.5 times as long as that of plain matrix products, for images of this length
         policy.trunk.set_attn_implementation("eager")
@@ -91,7 +99,7 @@ def open_run(config: TrainConfig, accelerator: Accelerator) -> Iterator[Run]:
             folder = _claim(config, stack)
             checkpoint, notes = _to_resume(folder, config) if config.resume else (None, [])
             if config.overwrite:
-                _remove_run(folder)
+                remove_output(folder, "config.yaml", "run")
             found = [(str(folder), checkpoint, notes)]
         else:
             found = [None]
@@ -119,18 +127,6 @@ def _to_resume(folder: Path, config: TrainConfig) -> tuple[Path | None, list[str
     if not checkpoints:
         return None, ["there is no checkpoint yet: the run starts again"]
     return checkpoints[-1], check_settings(str(checkpoints[-1]), about(checkpoints[-1]), config)
-
-
-def _remove_run(folder: Path) -> None:
-    """Empties the folder of a run. UserError for one that holds files but no run: it may be anything of the user's."""
-    entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
-    if entries and not (folder / "config.yaml").is_file():
-        raise UserError(f"output folder '{folder}' holds files that no run wrote; --overwrite only replaces runs")
-    for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from gcpo_t2i.data import Prompt, load_prompts
 from gcpo_t2i.folders import check_output_dir
 from gcpo_t2i.images import sample_grid
 from gcpo_t2i.rollout import conditions
-from gcpo_t2i.run import load_model, resolve_device, use_bfloat16
+from gcpo_t2i.run import autocast, load_model, resolve_device
 
 
 def _prompts(config: SampleConfig) -> list[Prompt]:
@@ -32,7 +31,7 @@ def sample(config: SampleConfig) -> Path:
     folder = check_output_dir(config.out, overwrite=config.overwrite)
     policy = load_model(config.model, device)
     generator = torch.Generator(device).manual_seed(config.seed)
-    lower = torch.autocast(device.type, torch.bfloat16) if use_bfloat16(config.dtype, device) else nullcontext()
+    lower = autocast(config.dtype, device)
     per_call = max(1, config.batch_size // config.num_images)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -66,6 +66,37 @@ class RewardSet:
         package = rewards_package()
         return {name: _mended(package.score, reward, images, texts, columns) for name, reward in self.rewards.items()}
 
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> tuple[Scores, list[Any]]:
+        """`score`, and GenEval's verdict on each image (`rewards.geneval.Verdict`) from the same detection pass; None
+        where it does not apply or is not among the rewards."""
+        texts, columns = [prompt.text for prompt in prompts], collate_columns(prompts)
+        package = rewards_package()
+        judged = {name: _mended(package.judge, reward, images, texts, columns) for name, reward in self.rewards.items()}
+        verdicts = [next(filter(None, own), None) for own in zip(*(v for _, v in judged.values()), strict=True)]
+        return {name: scores for name, (scores, _) in judged.items()}, verdicts
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """UserError for prompts that a reward refuses: what can be known before there are images."""
+        texts, columns = [prompt.text for prompt in prompts], collate_columns(prompts)
+        for reward in self.rewards.values():
+            _mended(rewards_package().check_prompts, reward, texts, columns)
+
+    def versions(self, configs: Sequence[RewardConfig]) -> dict[str, dict[str, Any]]:
+        """Label → name, settings and version of a reward made from `configs`, and of its detector if it has one."""
+        version_of, described = rewards_package().version_of, {}
+        for config, (label, reward) in zip(configs, self.rewards.items(), strict=True):
+            described[label] = {
+                "name": config.name,
+                "settings": dict(config.kwargs),
+                "version": _mended(version_of, reward.fn),
+            }
+            if detector := getattr(reward.fn, "detector", None):
+                described[label]["detector"] = {
+                    "name": getattr(detector, "__name__", type(detector).__name__),
+                    "version": _mended(version_of, detector),
+                }
+        return described
+
     def total(self, scores: Scores) -> list[float]:
         """The weighted sum per image; what does not apply contributes 0."""
         return _mended(rewards_package().weighted_sum, scores, self.weights)

@@ -15,15 +15,21 @@ Importing this package imports neither torch nor open_clip: each built-in loads 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from gcpo_t2i import __version__
 from rewards.errors import RewardError, did_you_mean
 from rewards.loading import load_object
+
+if TYPE_CHECKING:
+    from rewards.geneval import Verdict
 
 BUILT_IN = {
     "aesthetic": "rewards.aesthetic:Aesthetic",
@@ -129,17 +135,65 @@ def score(
     scores, something that is not a number, NaN or infinity, or a value outside its declared range.
     """
     accepted = _accepted(reward, columns or {})
+    return _checked(reward, _called(reward, reward.fn, list(images), list(prompts), **accepted), len(images))
+
+
+def judge(
+    reward: Reward,
+    images: Sequence[Any],
+    prompts: Sequence[str],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+) -> tuple[list[float | None], list[Verdict | None]]:
+    """As `score`, and why: the `geneval.Verdict` of each image, from the same detection pass; None from other rewards."""
+    from rewards.geneval import GenEval
+
+    if not isinstance(reward.fn, GenEval):
+        return score(reward, images, prompts, columns), [None] * len(images)
+    verdicts = _called(reward, reward.fn.judge, list(images), **_accepted(reward, columns or {}))
+    return _checked(reward, reward.fn.scores(verdicts), len(images)), verdicts
+
+
+def check_prompts(reward: Reward, prompts: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None) -> None:
+    """Before there are images: RewardError for a column that the reward lacks, and for metadata that `geneval` refuses."""
+    from rewards.geneval import GenEval
+
+    accepted = _accepted(reward, columns or {})
+    if isinstance(reward.fn, GenEval):
+        _called(reward, reward.fn.specs, len(prompts), **accepted)
+
+
+def version_of(thing: Any) -> str:
+    """Which code a reward's function or a detector is: the version of gcpo-t2i if it is built in, else the SHA-256 of the
+    file that defines it."""
+    code = thing if inspect.isroutine(thing) else type(thing)
+    if code.__module__.partition(".")[0] == __name__:
+        return f"gcpo-t2i {__version__}"
     try:
-        values = reward.fn(list(images), list(prompts), **accepted)
+        source = Path(inspect.getfile(code))
+    except TypeError as error:  # compiled, or typed into an interpreter
+        raise RewardError(
+            f"{code.__module__}.{code.__qualname__} comes from no file that could be told apart"
+        ) from error
+    return f"sha256:{hashlib.sha256(source.read_bytes()).hexdigest()}"
+
+
+def _called(reward: Reward, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `fn` of the reward returns; whatever it raises becomes a RewardError that names the reward."""
+    try:
+        return fn(*args, **kwargs)
     except RewardError as error:
         raise RewardError(f"reward {reward.name!r}: {error}") from error
     except Exception as error:
         raise RewardError(f"reward {reward.name!r} raised {type(error).__name__}: {error}") from error
+
+
+def _checked(reward: Reward, values: Any, number: int) -> list[float | None]:
+    """The values as floats. RewardError unless they are `number` finite scores or Nones, in the reward's range."""
     if not hasattr(values, "__len__") or not hasattr(values, "__iter__") or isinstance(values, (str, bytes, Mapping)):
         kind = type(values).__name__
-        raise RewardError(f"reward {reward.name!r} returned {kind}, expected a list of {len(images)} scores")
-    if len(values) != len(images):
-        raise RewardError(f"reward {reward.name!r} returned {len(values)} scores, expected {len(images)}")
+        raise RewardError(f"reward {reward.name!r} returned {kind}, expected a list of {number} scores")
+    if len(values) != number:
+        raise RewardError(f"reward {reward.name!r} returned {len(values)} scores, expected {number}")
     return [_number(reward, index, value) for index, value in enumerate(values)]
 
 
@@ -158,4 +212,14 @@ def weighted_sum(scores: Mapping[str, Sequence[float | None]], weights: Mapping[
     return [math.fsum(row) for row in rows]
 
 
-__all__ = ["BUILT_IN", "Reward", "RewardError", "load_reward", "score", "weighted_sum"]
+__all__ = [
+    "BUILT_IN",
+    "Reward",
+    "RewardError",
+    "check_prompts",
+    "judge",
+    "load_reward",
+    "score",
+    "version_of",
+    "weighted_sum",
+]

@@ -270,6 +270,21 @@ class GenEval:
                 if names is not None and word not in names:
                     raise RewardError(f"the detector knows no {key} {word!r}{did_you_mean(str(word), names)}")
 
+    def specs(
+        self,
+        number: int,
+        tag: Sequence[str | None] | None = None,
+        include: Sequence[Any] | None = None,
+        exclude: Sequence[Any] | None = None,
+    ) -> list[Metadata | None]:
+        """The metadata of each of `number` samples, None where there is none. RewardError for what could only score zero."""
+        columns = [[None] * number if column is None else column for column in (tag, include, exclude)]
+        specs = [_metadata(*row) for row in zip(*columns, strict=True)]
+        for spec in specs:
+            if spec is not None:
+                self._check(spec)
+        return specs
+
     def judge(
         self,
         images: Sequence[Any],
@@ -278,11 +293,7 @@ class GenEval:
         exclude: Sequence[Any] | None = None,
     ) -> list[Verdict | None]:
         """All scores and the reason, per image, from one detection pass; None for a sample without metadata."""
-        columns = [[None] * len(images) if column is None else column for column in (tag, include, exclude)]
-        specs = [_metadata(*row) for row in zip(*columns, strict=True)]
-        for spec in specs:
-            if spec is not None:
-                self._check(spec)
+        specs = self.specs(len(images), tag, include, exclude)
         wanted = [i for i, spec in enumerate(specs) if spec is not None]
         found = dict(zip(wanted, self.detector([images[i] for i in wanted]) if wanted else (), strict=True))
         return [None if spec is None else judge(found[i], spec) for i, spec in enumerate(specs)]
@@ -295,5 +306,8 @@ class GenEval:
         include: Sequence[Any] | None = None,
         exclude: Sequence[Any] | None = None,
     ) -> list[float | None]:
-        verdicts = self.judge(images, tag, include, exclude)
+        return self.scores(self.judge(images, tag, include, exclude))
+
+    def scores(self, verdicts: Sequence[Verdict | None]) -> list[float | None]:
+        """The chosen score of each verdict."""
         return [None if verdict is None else getattr(verdict, self.score) for verdict in verdicts]

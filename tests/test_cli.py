@@ -21,7 +21,7 @@ from rewards.errors import RewardError
 def run(monkeypatch, capsys, tmp_path):
     """Runs `gcpo-t2i ARGUMENTS` in an empty folder; commands only record their config."""
     seen = []
-    record = SimpleNamespace(train=seen.append, pretrain=seen.append, sample=seen.append, check=seen.append)
+    record = SimpleNamespace(**dict.fromkeys(("train", "evaluate", "pretrain", "sample", "check"), seen.append))
     for command in COMMANDS.values():
         monkeypatch.setitem(sys.modules, command.run.partition(":")[0], record)
     monkeypatch.chdir(tmp_path)

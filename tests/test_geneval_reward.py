@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import rewards
+from gcpo_t2i import __version__
+from rewards import Reward
 from rewards.boxes import Detection, closeness, relative_position
 from rewards.errors import RewardError
 from rewards.geneval import GenEval, dense_score, judge
@@ -324,3 +328,36 @@ def test_a_detector_may_be_a_class_or_a_function_in_a_file(tmp_path: Path) -> No
     )
     for name in ("Blind", "blind"):
         assert GenEval(f"{file}:{name}")(images_with(1), [""], **columns("counting")) == [0.0]
+
+
+def test_the_package_gives_score_and_verdict_from_one_pass() -> None:
+    detector = FakeDetector()
+    reward = Reward("geneval", GenEval(detector, score="partial"), (0.0, 1.0))
+    scores, verdicts = rewards.judge(reward, images_with(2, 1), ["", ""], columns("counting", None))
+    assert scores == [0.5, None] and verdicts[1] is None
+    assert verdicts[0] is not None and verdicts[0].reason == "expected at least 3 cat, found 2"
+    assert detector.calls == [1]
+    plain = Reward("one", lambda images, prompts: [1.0] * len(images))
+    assert rewards.judge(plain, images_with(1), [""]) == ([1.0], [None])
+
+
+def test_prompts_can_be_checked_before_there_are_images() -> None:
+    reward = Reward("geneval", GenEval(FakeDetector()))
+    rewards.check_prompts(reward, [""], columns("counting"))
+    with pytest.raises(RewardError, match="reward 'geneval': the detector knows no class 'owl'"):
+        rewards.check_prompts(reward, [""], {"include": [[{"class": "owl", "count": 1}]]})
+    with pytest.raises(RewardError, match="needs the column 'goal'"):
+        rewards.check_prompts(Reward("near", lambda images, prompts, goal: [0.0]), [""], {})
+
+
+def test_versions_tell_files_apart_and_name_the_package(tmp_path: Path) -> None:
+    assert rewards.version_of(GenEval()) == rewards.version_of(GenEval().detector) == f"gcpo-t2i {__version__}"
+    found = set()
+    for number in (0, 1):
+        file = tmp_path / f"{number}.py"
+        file.write_text(f"class Mine:\n    def __call__(self, images, prompts):\n        return [{number}]\n")
+        found.add(rewards.version_of(rewards.load_reward(f"{file}:Mine").fn))
+        assert f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}" in found
+    assert len(found) == 2
+    with pytest.raises(RewardError, match="comes from no file"):
+        rewards.version_of(len)

@@ -186,6 +186,17 @@ def test_a_prompt_samples_alike_alone_and_before_longer_ones() -> None:
     close(together.sample_logp[:2], alone.sample_logp)
 
 
+def test_with_a_generator_for_each_sample_its_numbers_do_not_depend_on_its_batch() -> None:
+    policy = tiny_policy()
+    cond, null = both(policy)
+    together = policy.sample(cond, null, group=2, guidance=2.0, generator=[seeded(s) for s in range(6)])
+    for generator in ([seeded(5)], seeded(5)):
+        alone = policy.sample(cond[[2]], null[[2]], group=1, guidance=2.0, generator=generator)
+        assert torch.equal(together.tokens[5:], alone.tokens)
+    with pytest.raises(ValueError, match="1 generators for 6 samples"):
+        policy.sample(cond, null, group=2, guidance=2.0, generator=[seeded()])
+
+
 def test_without_null_branch() -> None:
     policy = tiny_policy()
     cond, null = both(policy)

@@ -7,6 +7,7 @@ Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new fi
 """
 
 from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
+from gcpo_t2i.config.evaluation import EvaluationConfig
 from gcpo_t2i.config.pretrain import PretrainConfig
 from gcpo_t2i.config.rewards_check import RewardsCheckConfig
 from gcpo_t2i.config.sample import SampleConfig
@@ -26,6 +27,7 @@ __all__ = [
     "ConfigError",
     "CreditConfig",
     "EvalConfig",
+    "EvaluationConfig",
     "LogConfig",
     "LossConfig",
     "MonitorConfig",

@@ -250,13 +250,14 @@ def _check_train(config: TrainConfig) -> None:
             raise ConfigError("rewards", f"rewards: the weight of '{reward.name}' must be finite, not {reward.weight}")
     if not any(reward.weight for reward in config.rewards):
         raise ConfigError("rewards", "rewards: at least one reward with a weight other than 0 is needed")
-    watched = config.monitor.rewards or []
-    for key, rewards in {
-        "rewards": config.rewards,
-        "eval.rewards": config.eval.rewards,
-        "monitor.rewards": watched,
-    }.items():
-        names = [reward.name for reward in rewards]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(key, f"{key}: '{name}' is there twice, and their scores would have one name")
+    check_reward_names("rewards", config.rewards)
+    check_reward_names("eval.rewards", config.eval.rewards)
+    check_reward_names("monitor.rewards", config.monitor.rewards or [])
+
+
+def check_reward_names(key: str, rewards: list[RewardConfig]) -> None:
+    """Raises ConfigError if a reward is there twice."""
+    names = [reward.name for reward in rewards]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(key, f"{key}: '{name}' is there twice, and their scores would have one name")

@@ -7,7 +7,7 @@ place) and replaces only its attention over a cache. Left out: beam search, stop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from gcpo_t2i.algo import credit
-from gcpo_t2i.models.policy import Rollout, Scores
+from gcpo_t2i.models.policy import Generators, Rollout, Scores
 
 Head = Callable[[Tensor], Tensor]
 
@@ -58,6 +58,17 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     cdf = logits.softmax(-1).double().cumsum(-1)
     index = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)
     return index.squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def uniform_numbers(batch: int, length: int, generator: Generators | None, device: torch.device) -> Tensor:
+    """(B, T) float64 in [0, 1), each drawn on its generator's device: B rows of one generator, or a row of each of B."""
+    if isinstance(generator, Sequence):
+        if len(generator) != batch:
+            raise ValueError(f"{len(generator)} generators for {batch} samples")
+        rows = [torch.rand(length, generator=own, device=own.device, dtype=torch.float64) for own in generator]
+        return torch.stack(rows).to(device)
+    where = device if generator is None else generator.device
+    return torch.rand(batch, length, generator=generator, device=where, dtype=torch.float64).to(device)
 
 
 # ---- the cache
@@ -216,13 +227,12 @@ def sample(
     group: int,
     guided: bool,
     how: Sampling,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> Rollout:
     """Prefixes (2P, K, D), cond rows first, or (P, K, D) when not `guided`, at position `start` → P*group samples.
 
     Each prefix runs once and its cache is expanded over the group; both branches decode in one batch of 2B rows.
-    `embed` maps codes (B,) to (B, D), `head` outputs (R, D) to logits (R, V). All randomness is one draw of uniform
-    numbers from `generator`, on the generator's device. ValueError on settings that have no meaning.
+    `embed` maps codes (B,) to (B, D), `head` outputs (R, D) to logits (R, V). ValueError on settings without a meaning.
     """
     how.check(guided)
     hidden, cache = prefill(trunk, prefix, mask, start)
@@ -230,8 +240,7 @@ def sample(
     cache = expand(cache, group)
     cache.reserve(cache.filled + (1 if prefix.device.type == "cpu" else length - 1))
     batch = logits.shape[0] // (2 if guided else 1)
-    where = generator.device if generator is not None else prefix.device
-    uniform = torch.rand(batch, length, generator=generator, device=where, dtype=torch.float64).to(prefix.device)
+    uniform = uniform_numbers(batch, length, generator, prefix.device)
     steps: list[dict[str, Tensor]] = []
     for t in range(length):
         steps.append(pick(logits, uniform[:, t], guided, how))

@@ -21,7 +21,7 @@ from transformers import LlamaModel, PreTrainedTokenizerFast, T5EncoderModel
 from gcpo_t2i.models import decoding, folder, vq
 from gcpo_t2i.models import llamagen_parts as parts
 from gcpo_t2i.models.llamagen_parts import Adapter
-from gcpo_t2i.models.policy import Condition, Rollout, Scores
+from gcpo_t2i.models.policy import Condition, Generators, Rollout, Scores
 from gcpo_t2i.models.rope import Rotary2D
 
 
@@ -220,7 +220,7 @@ class LlamaGenPolicy(nn.Module):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         stats: Collection[str] = (),
     ) -> Rollout:
         """P rows of cond and null → B = P*group images' codes and their log-probs. See `decoding.sample`.

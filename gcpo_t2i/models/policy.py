@@ -71,6 +71,9 @@ class Scores:
     entropy: Tensor | None = None  # (B, T) float32
 
 
+Generators = torch.Generator | Sequence[torch.Generator]  # one for all samples, or one for each of the B
+
+
 class Policy(Protocol):
     """An autoregressive text-to-image model: T = H*W codes, one after another. All implementations are nn.Modules."""
 
@@ -90,10 +93,13 @@ class Policy(Protocol):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         stats: Collection[str] = (),
     ) -> Rollout:
-        """P rows of cond and null → B = P*group samples of null + guidance * (cond − null), in logits."""
+        """P rows of cond and null → B = P*group samples of null + guidance * (cond − null), in logits.
+
+        With a generator for each sample, a sample's random numbers do not depend on the batch that it is in.
+        """
         ...
 
     def logp(
