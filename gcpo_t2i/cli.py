@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcpo_t2i import __version__
-from gcpo_t2i.config import PretrainConfig, SampleConfig, TrainConfig
+from gcpo_t2i.config import EnvConfig, PlanConfig, PretrainConfig, SampleConfig, TrainConfig
 from gcpo_t2i.errors import UserError, did_you_mean
 from gcpo_t2i.parsing import EXPLANATION, parse
 
@@ -43,6 +43,19 @@ prompts and rewards that ship with the package, on the CPU if there is no GPU, r
   gcpo-t2i train --rewards '[{"name": "clip", "weight": 0.5}, {"name": "my_reward.py:score"}]'
   gcpo-t2i train --output_dir runs/grpo --resume""",
     ),
+    "plan": Command(
+        PlanConfig,
+        "gcpo_t2i.plan:plan",
+        "what a training run will take: batches, passes, memory, time",
+        """\
+What a training run will take, before it is started: batch arithmetic, passes through the model, memory by
+part, and the time per step and per run. Options are those of train; nothing is written.
+
+  gcpo-t2i plan
+  gcpo-t2i plan --group_size 16 --micro_batch_size 8
+  gcpo-t2i plan --config configs/shapesworld_grpo.yaml --processes 4
+  gcpo-t2i plan --measure false --device cuda               # without a GPU at hand: no times""",
+    ),
     "pretrain": Command(
         PretrainConfig,
         "gcpo_t2i.shapes.pretrain:pretrain",
@@ -63,6 +76,16 @@ Make images from a prompt, or from a file of prompts: one PNG each, and a grid o
 
   gcpo-t2i sample --prompt "a photo of a red circle"
   gcpo-t2i sample --model runs/grpo --prompts shapesworld:heldout --num_images 2 --out samples/grpo""",
+    ),
+    "env": Command(
+        EnvConfig,
+        "gcpo_t2i.env:env",
+        "versions and hardware, for a bug report",
+        """\
+Versions and hardware as Markdown, to be pasted into a bug report. It names no user, host or folder.
+
+  gcpo-t2i env
+  gcpo-t2i env --json""",
     ),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from gcpo_t2i.config import TrainConfig
+from gcpo_t2i.config import TrainConfig, share_of_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.folders import check_output_dir, next_run_dir
 from gcpo_t2i.models import load_policy
@@ -47,17 +47,18 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         torch.set_float32_matmul_precision("medium")
     precision = "bf16" if use_bfloat16(config.dtype, device) else "no"
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-    if config.prompts_per_step % accelerator.num_processes:
-        raise UserError(
-            f"prompts_per_step {config.prompts_per_step} cannot be split evenly over {accelerator.num_processes} "
-            "processes; use a multiple"
-        )
+    share_of_prompts(config.prompts_per_step, accelerator.num_processes)
     return accelerator
 
 
+def model_folder(name: str) -> Path:
+    """The folder of the shipped model for `shapesworld`, else the policy folder of that name."""
+    return checkpoint_path("generator") if name == EMBEDDED_MODEL else Path(name)
+
+
 def load_model(name: str, device: torch.device) -> Policy:
-    """The shipped model for `shapesworld`, else the policy folder of that name; float32 weights, autocast lowers them."""
-    policy: Any = load_policy(checkpoint_path("generator") if name == EMBEDDED_MODEL else name, device=device)
+    """The policy in `model_folder(name)`; float32 weights, autocast lowers them."""
+    policy: Any = load_policy(model_folder(name), device=device)
     if device.type == "cpu":
         # sdpa's backward on a CPU takes 1.5 times as long as that of plain matrix products, for images of this length
         policy.trunk.set_attn_implementation("eager")

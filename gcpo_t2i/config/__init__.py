@@ -7,6 +7,8 @@ Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new fi
 """
 
 from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
+from gcpo_t2i.config.env import EnvConfig
+from gcpo_t2i.config.plan import PlanConfig
 from gcpo_t2i.config.pretrain import PretrainConfig
 from gcpo_t2i.config.sample import SampleConfig
 from gcpo_t2i.config.train import (
@@ -18,21 +20,25 @@ from gcpo_t2i.config.train import (
     RewardConfig,
     TrainConfig,
     resolve_algorithm,
+    share_of_prompts,
 )
 
 __all__ = [
     "ConfigError",
     "CreditConfig",
+    "EnvConfig",
     "EvalConfig",
     "LogConfig",
     "LossConfig",
     "OptimConfig",
+    "PlanConfig",
     "PretrainConfig",
     "RewardConfig",
     "SampleConfig",
     "TrainConfig",
     "bounded",
     "resolve_algorithm",
+    "share_of_prompts",
     "suggest",
     "validate",
 ]
