@@ -26,13 +26,18 @@ def resolve_device(name: str | None) -> torch.device:
     """`cuda` if there is one, else `cpu`, unless named. UserError for a device that is not there."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device '{name}' is unknown; use cpu, cuda or cuda:N") from error
+    device = named_device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA devices found); drop --device")
     return device
+
+
+def named_device(name: str) -> torch.device:
+    """A device that need not be there. UserError for what is no device."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device '{name}' is unknown; use cpu, cuda or cuda:N") from error
 
 
 def use_bfloat16(dtype: str, device: torch.device) -> bool:

@@ -367,6 +367,7 @@ def test_a_gpu_can_be_planned_for_without_one(command: list[str], capsys: pytest
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
+        (["--device", "cuda;0", "--measure", "false"], "device 'cuda;0' is unknown; use cpu, cuda or cuda:N"),
         (["--processes", "3"], "prompts_per_step 2 cannot be split evenly over 3 processes"),
         (["--group_size", "1"], "group_size 1 leaves no group"),
         (["--model", "nowhere"], "no model folder at nowhere"),

@@ -19,7 +19,7 @@ from gcpo_t2i.plan.machine import free_disk, free_memory, growth, held_bytes
 from gcpo_t2i.plan.memory import FLOAT, Memory
 from gcpo_t2i.plan.show import gigabytes, show
 from gcpo_t2i.plan.timing import Times, measure
-from gcpo_t2i.run import load_model, make_accelerator, model_folder, resolve_device
+from gcpo_t2i.run import load_model, make_accelerator, model_folder, named_device, resolve_device
 from gcpo_t2i.scoring import RewardSet, scored_name
 
 CAPTIONS = 64  # prompts whose captions are looked at for their length
@@ -70,9 +70,10 @@ def make_plan(config: PlanConfig) -> Plan:
     counts = Counts.of(config, sizes)
     sampler = PromptSampler(load_prompts(config.train_prompts), config.seed, config.train_mix)
     load_prompts(config.eval.prompts)
-    device = resolve_device(config.device) if config.measure else torch.device(config.device or "cpu")
+    elsewhere = config.device is not None and not config.measure
+    device = named_device(config.device) if elsewhere else resolve_device(config.device)
     on_cpu = device.type == "cpu"
-    here = config.measure or on_cpu
+    here = config.measure or on_cpu  # whether what a device holds can be asked
     policy_class(folder)  # its libraries count before the weights do
     libraries = held_bytes(device) if on_cpu else 0
     rewards, reward_bytes = growth(device, lambda: _load_rewards(config, device)) if here else (None, 0)

@@ -106,11 +106,11 @@ def _memory_table(memory: Memory, free: int | None) -> Table:
         if size:
             table.add_row(name.replace("_", " "), megabytes(size), MEMORY_NOTES[name])
     how = (
-        "all the time, and the larger of rollout and update"
+        "the larger of rollout and update, and the rest"
         if memory.on_gpu
         else "the sum: what is freed is not given back"
     )
-    known = "" if free is None else f"; {gigabytes(free)} free"
+    known = "; rewards not counted" if free is None else f"; {gigabytes(free)} free"
     table.add_row("[bold]peak", f"[bold]{megabytes(memory.peak)}", how + known)
     table.add_row()
     return table
