@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcpo_t2i import __version__
-from gcpo_t2i.config import EvaluationConfig, PretrainConfig, RewardsCheckConfig, SampleConfig, TrainConfig
+from gcpo_t2i.config import (
+    EnvConfig,
+    EvaluationConfig,
+    PlanConfig,
+    PretrainConfig,
+    RewardsCheckConfig,
+    SampleConfig,
+    TrainConfig,
+)
 from gcpo_t2i.errors import Stopped, UserError, did_you_mean
 from gcpo_t2i.files import cannot_write
 from gcpo_t2i.parsing import EXPLANATION, parse
@@ -61,6 +69,19 @@ with 95 % intervals. Or score a folder of images that somebody else made; or com
   gcpo-t2i eval --images folder/of/images
   gcpo-t2i eval --results evals/grpo --against evals/base""",
     ),
+    "plan": Command(
+        PlanConfig,
+        "gcpo_t2i.plan:plan",
+        "what a training run will take: batches, passes, memory, time",
+        """\
+What a training run will take, before it is started: batch arithmetic, passes through the model, memory by
+part, and the time per step and per run. Options are those of train; nothing is written.
+
+  gcpo-t2i plan
+  gcpo-t2i plan --group_size 16 --micro_batch_size 8
+  gcpo-t2i plan --config configs/shapesworld_grpo.yaml --processes 4
+  gcpo-t2i plan --measure false --device cuda               # without a GPU at hand: no times""",
+    ),
     "pretrain": Command(
         PretrainConfig,
         "gcpo_t2i.shapes.pretrain:pretrain",
@@ -96,6 +117,16 @@ out of its range, or the wrong number of scores.
   gcpo-t2i rewards check --config configs/shapesworld_grpo.yaml
   gcpo-t2i rewards check --images known.jsonl --rewards '[{"name": "clip"}]'""",
         also=TrainConfig,
+    ),
+    "env": Command(
+        EnvConfig,
+        "gcpo_t2i.env:env",
+        "versions and hardware, for a bug report",
+        """\
+Versions and hardware as Markdown, to be pasted into a bug report. It names no user, host or folder.
+
+  gcpo-t2i env
+  gcpo-t2i env --json""",
     ),
 }
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from gcpo_t2i.checkpoint import about, all_in
-from gcpo_t2i.config import TrainConfig
+from gcpo_t2i.config import TrainConfig, share_of_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.folders import check_output_dir, locked, next_run_dir, remove_output
 from gcpo_t2i.models import load_policy
@@ -31,13 +31,18 @@ def resolve_device(name: str | None) -> torch.device:
     """`cuda` if there is one, else `cpu`, unless named. UserError for a device that is not there."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device '{name}' is unknown; use cpu, cuda or cuda:N") from error
+    device = named_device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA devices found); drop --device")
     return device
+
+
+def named_device(name: str) -> torch.device:
+    """A device that need not be there. UserError for what is no device."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device '{name}' is unknown; use cpu, cuda or cuda:N") from error
 
 
 def use_bfloat16(dtype: str, device: torch.device) -> bool:
@@ -52,11 +57,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         torch.set_float32_matmul_precision("medium")
     precision = "bf16" if use_bfloat16(config.dtype, device) else "no"
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-    if config.prompts_per_step % accelerator.num_processes:
-        raise UserError(
-            f"prompts_per_step {config.prompts_per_step} cannot be split evenly over {accelerator.num_processes} "
-            "processes; use a multiple"
-        )
+    share_of_prompts(config.prompts_per_step, accelerator.num_processes)
     return accelerator
 
 
@@ -66,11 +67,12 @@ def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
 
 
 def model_folder(name: str) -> Path:
+    """The folder of the shipped model for `shapesworld`, else the policy folder of that name."""
     return checkpoint_path("generator") if name == EMBEDDED_MODEL else Path(name)
 
 
 def load_model(name: str, device: torch.device) -> Policy:
-    """The shipped model for `shapesworld`, else the policy folder of that name; float32 weights, autocast lowers them."""
+    """The policy in `model_folder(name)`; float32 weights, autocast lowers them."""
     policy: Any = load_policy(model_folder(name), device=device)
     if device.type == "cpu":
         # sdpa's backward on a CPU takes 1.5 times as long as that of plain matrix products, for images of this length

@@ -33,6 +33,7 @@ from gcpo_t2i.update import Metrics, Updater
 
 ROLLOUT_TENSORS = frozenset({"cond_logp", "null_logp"})
 ROLLOUT_STATS = frozenset({"exact_kl", "js", "entropy"})  # computed while sampling, on request
+NULL_BRANCH = frozenset({"null_logp", "exact_kl", "js"})  # what only a rollout with both branches knows
 MAX_ROUNDS = 3  # of sampling for one step, where an algorithm replaces groups without signal
 MAX_BAD_STEPS = 5  # in a row without a finite loss
 
@@ -195,7 +196,7 @@ class Trainer:
                 Sampling.of(self.config),
                 self.state.generators["sample"],
                 stats=(self.required & ROLLOUT_STATS) | {"entropy"},
-                need_null=bool(self.required & {"null_logp", "exact_kl", "js"}),
+                need_null=bool(self.required & NULL_BRANCH),
             )
 
     def _credit(self, batch: Batch, mask: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from rewards.errors import RewardError
 def run(monkeypatch, capsys, tmp_path):
     """Runs `gcpo-t2i ARGUMENTS` in an empty folder; commands only record their config."""
     seen = []
-    record = SimpleNamespace(**dict.fromkeys(("train", "evaluate", "pretrain", "sample", "check"), seen.append))
     for command in COMMANDS.values():
-        monkeypatch.setitem(sys.modules, command.run.partition(":")[0], record)
+        module, _, function = command.run.partition(":")
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{function: seen.append}))
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> SimpleNamespace:

@@ -7,7 +7,9 @@ Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new fi
 """
 
 from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
+from gcpo_t2i.config.env import EnvConfig
 from gcpo_t2i.config.evaluation import EvaluationConfig
+from gcpo_t2i.config.plan import PlanConfig
 from gcpo_t2i.config.pretrain import PretrainConfig
 from gcpo_t2i.config.rewards_check import RewardsCheckConfig
 from gcpo_t2i.config.sample import SampleConfig
@@ -21,17 +23,20 @@ from gcpo_t2i.config.train import (
     RewardConfig,
     TrainConfig,
     resolve_algorithm,
+    share_of_prompts,
 )
 
 __all__ = [
     "ConfigError",
     "CreditConfig",
+    "EnvConfig",
     "EvalConfig",
     "EvaluationConfig",
     "LogConfig",
     "LossConfig",
     "MonitorConfig",
     "OptimConfig",
+    "PlanConfig",
     "PretrainConfig",
     "RewardConfig",
     "RewardsCheckConfig",
@@ -39,6 +44,7 @@ __all__ = [
     "TrainConfig",
     "bounded",
     "resolve_algorithm",
+    "share_of_prompts",
     "suggest",
     "validate",
 ]

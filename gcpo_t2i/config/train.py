@@ -226,6 +226,16 @@ def resolve_algorithm(config: TrainConfig) -> tuple[Any, Any]:
         raise ConfigError("credit", str(error)) from error
 
 
+def share_of_prompts(prompts_per_step: int, processes: int) -> int:
+    """Prompts per step of each process. ConfigError if they cannot be split evenly."""
+    if prompts_per_step % processes:
+        raise ConfigError(
+            "prompts_per_step",
+            f"prompts_per_step {prompts_per_step} cannot be split evenly over {processes} processes; use a multiple",
+        )
+    return prompts_per_step // processes
+
+
 def _check_train(config: TrainConfig) -> None:
     algorithm, credit_settings = resolve_algorithm(config)
     missing = algorithm.credit.needs(credit_settings) - {"cond_logp", "null_logp"}

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 FAMILIES = {"LlamaGenPolicy": "gcpo_t2i.models.llamagen"}
 
 
+def policy_class(folder: str | Path) -> type[Policy]:
+    """The class of the policy saved in `folder`, its module imported. UserError as `load_policy`, for the model index."""
+    from importlib import import_module
+
+    name = read_index(folder, FAMILIES)["_class_name"]
+    return getattr(import_module(FAMILIES[name]), name)
+
+
 def load_policy(
     folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Policy:
@@ -25,7 +33,4 @@ def load_policy(
 
     UserError names what is missing, unknown, newer than this version, or of the wrong shape.
     """
-    from importlib import import_module
-
-    name = read_index(folder, FAMILIES)["_class_name"]
-    return getattr(import_module(FAMILIES[name]), name).from_pretrained(folder, device=device, dtype=dtype)
+    return policy_class(folder).from_pretrained(folder, device=device, dtype=dtype)

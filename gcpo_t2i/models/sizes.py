@@ -1,0 +1,78 @@
+"""How large a saved policy is, from its config files and the headers of its weights: no weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from safetensors import safe_open
+
+from gcpo_t2i.models.folder import read_index, read_json, reading
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What memory and time depend on. Parameters are float32."""
+
+    grid: tuple[int, int]  # (H, W) of the code map
+    codes: int  # V
+    caption_tokens: int  # L, the longest caption
+    dim: int  # width of the trunk
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    parameters: int  # all: trunk, head, text encoder, image tokenizer
+    trainable: int  # those that reinforcement learning changes
+    image_elements: int  # of the largest feature map that the image decoder makes of one image
+
+    @property
+    def positions(self) -> int:
+        """T, the codes of one image."""
+        return self.grid[0] * self.grid[1]
+
+
+def read_sizes(folder: str | Path) -> Sizes:
+    """The sizes of the policy saved in `folder`. UserError as `load_policy`, for what can be seen without the weights."""
+    return FAMILIES[read_index(folder, FAMILIES)["_class_name"]](Path(folder))
+
+
+def _llamagen(path: Path) -> Sizes:
+    adapter, trunk, vq = (read_json(path / part / "config.json") for part in ("adapter", "trunk", "vq"))
+    counts = {part: _parameters(path / part) for part in ("trunk", "adapter", "text_encoder", "vq")}
+    with reading(path):
+        (height, width), channels = adapter["grid"], vq["block_out_channels"]
+        scale = 2 ** (len(channels) - 1)  # of pixels to codes; the decoder's last block gets the channels before it
+        return Sizes(
+            grid=(height, width),
+            codes=adapter["codes"],
+            caption_tokens=adapter["caption_tokens"],
+            dim=trunk["hidden_size"],
+            layers=trunk["num_hidden_layers"],
+            heads=trunk["num_attention_heads"],
+            kv_heads=trunk["num_key_value_heads"],
+            head_dim=trunk.get("head_dim") or trunk["hidden_size"] // trunk["num_attention_heads"],
+            mlp_dim=trunk["intermediate_size"],
+            parameters=sum(sum(part.values()) for part in counts.values()),
+            trainable=sum(counts["trunk"].values())
+            + sum(count for name, count in counts["adapter"].items() if name != "uncond_embedding"),
+            image_elements=channels[min(1, len(channels) - 1)] * height * width * scale**2,
+        )
+
+
+def _parameters(part: Path) -> dict[str, int]:
+    """Tensor name → number of elements, of all the weight files of a part."""
+    counts: dict[str, int] = {}
+    with reading(part):
+        for file in sorted(part.glob("*.safetensors")):
+            with safe_open(file, framework="numpy") as weights:
+                counts |= {name: prod(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        if not counts:
+            raise OSError("no .safetensors file")
+    return counts
+
+
+FAMILIES: dict[str, Callable[[Path], Sizes]] = {"LlamaGenPolicy": _llamagen}

@@ -1,0 +1,131 @@
+"""`gcpo-t2i plan`: what a training run will take, before it is started."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from gcpo_t2i.config import PlanConfig
+from gcpo_t2i.data import PromptSampler, load_prompts
+from gcpo_t2i.errors import UserError
+from gcpo_t2i.models import policy_class
+from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.models.sizes import Sizes, read_sizes
+from gcpo_t2i.plan.counts import Counts
+from gcpo_t2i.plan.machine import free_disk, free_memory, growth, held_bytes
+from gcpo_t2i.plan.memory import FLOAT, Memory
+from gcpo_t2i.plan.show import gigabytes, show
+from gcpo_t2i.plan.timing import Times, measure
+from gcpo_t2i.run import load_model, make_accelerator, model_folder, named_device, resolve_device
+from gcpo_t2i.scoring import RewardSet, scored_name
+
+CAPTIONS = 64  # prompts whose captions are looked at for their length
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was worked out. Memory in bytes and per process, time in seconds; None for what was not measured."""
+
+    device: str
+    sizes: Sizes
+    counts: Counts
+    memory: Memory
+    free_memory: int | None  # of the device
+    times: Times | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of one checkpoint: the trained parameters and AdamW's two moments of each."""
+        return 3 * FLOAT * self.sizes.trainable
+
+    @property
+    def fits(self) -> bool:
+        """False where it is known that memory will not do."""
+        return self.free_memory is None or self.memory.peak <= self.free_memory
+
+    def as_dict(self) -> dict[str, Any]:
+        counts = {**asdict(self.counts), "rows": self.counts.rows, "forward_passes": self.counts.forward_passes}
+        memory = {**self.memory.parts(), "peak": self.memory.peak}
+        times = None if self.times is None else {**self.times.parts(), "run": self.times.run(self.counts)}
+        return {**asdict(self), "counts": counts, "memory": memory, "times": times}
+
+
+def plan(config: PlanConfig) -> None:
+    """Works out the plan and prints it. UserError for what `train` would refuse at its start, but the run folder."""
+    result = make_plan(config)
+    if config.json:
+        print(json.dumps(result.as_dict(), indent=2))
+    else:
+        show(config, result)
+
+
+def make_plan(config: PlanConfig) -> Plan:
+    """The plan of the run that `config` describes. Of what it loads and writes to measure it leaves nothing behind."""
+    folder = model_folder(config.model)
+    sizes = read_sizes(folder)
+    counts = Counts.of(config, sizes)
+    sampler = PromptSampler(load_prompts(config.train_prompts), config.seed, config.train_mix)
+    load_prompts(config.eval.prompts)
+    elsewhere = config.device is not None and not config.measure
+    device = named_device(config.device) if elsewhere else resolve_device(config.device)
+    on_cpu = device.type == "cpu"
+    here = config.measure or on_cpu  # whether what a device holds can be asked
+    policy_class(folder)  # its libraries count before the weights do
+    libraries = held_bytes(device) if on_cpu else 0
+    rewards, reward_bytes = growth(device, lambda: _load_rewards(config, device)) if here else (None, 0)
+    policy = load_model(config.model, device) if config.measure else None
+    prefix = sizes.caption_tokens if policy is None else _longest_caption(policy, sampler)
+    memory = Memory.of(config, sizes, counts, prefix, device, libraries, reward_bytes)
+    result = Plan(str(device), sizes, counts, memory, free_memory(device) if here else None)
+    result.warnings.extend(cautions(config, result))
+    if policy is None or rewards is None or not result.fits:
+        return result
+    try:
+        times = measure(config, sizes, counts, policy, *rewards, sampler, make_accelerator(config))
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory on {device} while measuring; lower --micro_batch_size (now {config.micro_batch_size}) or "
+            f"--prompts_per_step (now {config.prompts_per_step}), or plan without it: --measure false"
+        ) from error
+    return replace(result, times=times)
+
+
+def _load_rewards(config: PlanConfig, device: torch.device) -> tuple[RewardSet, RewardSet]:
+    training = RewardSet.load(config.rewards, str(device))
+    return training, RewardSet.load(config.eval.rewards, str(device), label=scored_name)
+
+
+def _longest_caption(policy: Policy, sampler: PromptSampler) -> int:
+    """Caption tokens of the longest among the first prompts, to which a batch is padded."""
+    return policy.condition([prompt.text for prompt in sampler.batch(0, CAPTIONS)]).trimmed().mask.shape[1]
+
+
+def cautions(config: PlanConfig, result: Plan) -> list[str]:
+    """What may be a mistake, one sentence each."""
+    counts, found = result.counts, []
+    if not result.fits and result.free_memory is not None:
+        found.append(
+            f"memory: {gigabytes(result.memory.peak)} are needed per process, {gigabytes(result.free_memory)} are free; "
+            "lower --micro_batch_size (activations) or --prompts_per_step (cache), or set --loss.beta 0 (no reference). "
+            "Times were not measured"
+        )
+    if config.group_size == 2:
+        found.append("group_size 2: the mean of two images is a poor baseline, and many pairs will have equal rewards")
+    if config.micro_batch_size > counts.images:
+        found.append(
+            f"micro_batch_size {config.micro_batch_size} is more than the {counts.images} images of a process: "
+            f"{counts.images} does the same"
+        )
+    if config.processes > 1 and result.device == "cpu":
+        found.append("processes: on one CPU they share its cores and its memory, and take longer than is said here")
+    needed = counts.checkpoints * result.checkpoint_bytes
+    if needed > free_disk(config.output_dir):
+        found.append(
+            f"disk: {counts.checkpoints} checkpoints take {gigabytes(needed)}, "
+            f"{gigabytes(free_disk(config.output_dir))} are free; raise --save_every (now {config.save_every})"
+        )
+    return found

@@ -1,0 +1,90 @@
+"""Batch arithmetic: what one step, one evaluation and the whole run consist of. Whole numbers, no measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gcpo_t2i.algo.rows import needs
+from gcpo_t2i.config import PlanConfig, resolve_algorithm, share_of_prompts
+from gcpo_t2i.models.sizes import Sizes
+from gcpo_t2i.train import MAX_ROUNDS, NULL_BRANCH
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one process, unless it says run or step. A *row* is one branch (with or without the prompt) of one image."""
+
+    prompts: int  # per step
+    images: int  # per step, B of this process
+    positions: int  # T
+    branches: int  # 2 where the null prompt runs along while sampling
+    eval_branches: int
+    rounds: int  # of sampling per step at most: more than 1 where groups without signal are replaced
+    micro_batches: int  # per update
+    last_micro_batch: int  # images in the last one, which may be smaller
+    updates: int  # per step
+    gradient_passes: int  # per step, each forward and backward over a micro-batch
+    reference_passes: int  # per step, forward only
+    null_passes: int  # per step, forward only: the other half of the guided mixture, where that is scored
+    replay_passes: int  # per step, forward only: both branches scored again for the credit
+    eval_images: int  # per evaluation, in every process
+    eval_batches: int
+    evaluations: int  # per run
+    checkpoints: int  # per run
+    steps: int
+
+    @property
+    def rows(self) -> int:
+        """Rows that decode at once in a rollout."""
+        return self.images * self.branches
+
+    @property
+    def tokens(self) -> int:
+        """Codes per step."""
+        return self.images * self.positions
+
+    @property
+    def forward_passes(self) -> int:
+        """Per step and round: one per position of a rollout (the first is that of the prompts), then over micro-batches."""
+        scored = self.gradient_passes + self.reference_passes + self.null_passes + self.replay_passes
+        return self.positions + scored
+
+    @classmethod
+    def of(cls, config: PlanConfig, sizes: Sizes) -> Counts:
+        """ConfigError where prompts cannot be split over the processes."""
+        algorithm, settings = resolve_algorithm(config)
+        required = needs(algorithm, settings, config.loss.beta)
+        guided, has_null = config.guidance != 1.0, bool(required & NULL_BRANCH)
+        prompts = share_of_prompts(config.prompts_per_step, config.processes)
+        images, micro, updates = prompts * config.group_size, config.micro_batch_size, config.updates_per_rollout
+        micro_batches = -(-images // micro)
+        scored = micro_batches * updates
+        reference = scored if "ref_logp" in required else 0
+        replays = config.credit.source == "replay" and bool(algorithm.credit.needs(settings))
+        mixture = config.scoring == "guided" and guided
+        eval_images = config.eval.num_prompts * config.eval.samples_per_prompt
+        return cls(
+            prompts=prompts,
+            images=images,
+            positions=sizes.positions,
+            branches=2 if guided or has_null else 1,
+            eval_branches=2 if guided else 1,
+            rounds=MAX_ROUNDS if algorithm.keep else 1,
+            micro_batches=micro_batches,
+            last_micro_batch=images - (micro_batches - 1) * micro,
+            updates=updates,
+            gradient_passes=scored,
+            reference_passes=reference,
+            null_passes=(scored + reference) if mixture else 0,
+            replay_passes=scored * 2 if replays else 0,
+            eval_images=eval_images,
+            eval_batches=-(-eval_images // config.eval.batch_size),
+            evaluations=2 + _every(config.eval_every, config.steps),
+            checkpoints=1 + _every(config.save_every, config.steps),
+            steps=config.steps,
+        )
+
+
+def _every(every: int, steps: int) -> int:
+    """How often `step % every == 0` before the last step."""
+    return (steps - 1) // every if every else 0

@@ -1,0 +1,158 @@
+"""Expected memory of one process by part, in bytes, from sizes alone.
+
+Letters: b images and S positions of a micro-batch, R rows that decode at once, T codes of an image, V codes in all,
+D width, H heads of d channels, M width of the MLP, N layers; f = 4 bytes, and c = 4, or 2 where layers run in bfloat16.
+
+*Resident* parts exist all the time: weights 4n, the same for a reference, gradients and AdamW's two moments 4t + 8t of
+t trained parameters. A *rollout* holds its cache, an *update* its activations, and the two never exist together. On a
+GPU the peak is therefore the resident parts and the larger of the two. On a CPU it is the sum: the C library keeps what
+an update frees in pieces too small for the next cache, which comes on top. (The activations are tested against what
+autograd keeps, in both precisions and with both kinds of attention. The peak was compared with runs on CPUs only: see
+docs/reliability.md.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from gcpo_t2i.config import PlanConfig
+from gcpo_t2i.models.decoding import BLOCK, SCORE_BUDGET
+from gcpo_t2i.models.sizes import Sizes
+from gcpo_t2i.models.vq import CHUNK
+from gcpo_t2i.plan.counts import Counts
+from gcpo_t2i.run import use_bfloat16
+
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the layers run in, and how the trunk attends."""
+
+    lower: bool = False  # bfloat16 by autocast
+    stores_attention: bool = True  # eager attention, as on a CPU, keeps (b, H, S, S) for the backward pass
+
+    @property
+    def compute(self) -> int:
+        """c, the bytes per element of what a linear layer returns."""
+        return 2 if self.lower else FLOAT
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part. `libraries` and `rewards` are measured, all others follow from the sizes."""
+
+    libraries: int
+    rewards: int
+    weights: int
+    reference: int
+    gradients: int
+    optimizer: int
+    cache: int
+    image_decoder: int
+    log_probs: int
+    logits: int
+    activations: int
+    attention: int
+    on_gpu: bool
+
+    @property
+    def resident(self) -> int:
+        fixed = self.libraries + self.rewards + self.weights + self.reference
+        return fixed + self.gradients + self.optimizer + self.log_probs
+
+    @property
+    def peak(self) -> int:
+        rollout, update = max(self.cache, self.image_decoder), self.logits + self.activations + self.attention
+        return self.resident + (max(rollout, update) if self.on_gpu else rollout + update)
+
+    def parts(self) -> dict[str, int]:
+        return {name: size for name, size in asdict(self).items() if name != "on_gpu"}
+
+    @classmethod
+    def of(
+        cls,
+        config: PlanConfig,
+        sizes: Sizes,
+        counts: Counts,
+        prefix: int,
+        device: torch.device,
+        libraries: int,
+        rewards: int,
+    ) -> Memory:
+        """`prefix` is the number of caption tokens; `libraries` and `rewards` are what was measured of them."""
+        on_gpu = device.type != "cpu"
+        precision = Precision(use_bfloat16(config.dtype, device), stores_attention=not on_gpu)
+        batch = min(config.micro_batch_size, counts.images)
+        eval_rows = min(config.eval.batch_size, counts.eval_images) * counts.eval_branches
+        return cls(
+            libraries=libraries,
+            rewards=rewards,
+            weights=FLOAT * sizes.parameters,
+            reference=FLOAT * sizes.parameters if counts.reference_passes else 0,
+            gradients=FLOAT * sizes.trainable,
+            optimizer=2 * FLOAT * sizes.trainable,
+            cache=cache_bytes(sizes, max(counts.rows, eval_rows), prefix, precision, grows=not on_gpu),
+            image_decoder=image_bytes(sizes, max(counts.images, config.eval.batch_size)),
+            log_probs=log_prob_bytes(sizes, counts.images),
+            logits=logit_bytes(sizes, batch),
+            activations=activation_bytes(sizes, batch, prefix, precision),
+            attention=attention_bytes(sizes, batch, prefix, precision),
+            on_gpu=on_gpu,
+        )
+
+
+def cache_bytes(sizes: Sizes, rows: int, prefix: int, precision: Precision, grows: bool) -> int:
+    """Keys and values of R rows at the end of a rollout: 2·N·R·kv heads·C·d·c, and the mask R·C·c.
+
+    C is prefix + T − 1 positions in whole blocks (the last code is not fed back). Where the cache `grows`, one tensor
+    of one layer is there twice.
+    """
+    capacity = -(-(prefix + sizes.positions - 1) // BLOCK) * BLOCK
+    tensor = rows * sizes.kv_heads * capacity * sizes.head_dim * precision.compute
+    return (2 * sizes.layers + grows) * tensor + rows * capacity * precision.compute
+
+
+def activation_bytes(sizes: Sizes, batch: int, prefix: int, precision: Precision) -> int:
+    """What the trunk keeps of a micro-batch for its backward pass, without attention matrices.
+
+    Per layer and position of b·S, S = prefix + T − 1: two norms keep their input, the normalised input and what the
+    next linear layers read (in bfloat16 one copy for each of them: q, k, v; gate, up); attention keeps q, k, v and its
+    output, 4·H·d·c; the MLP keeps gate, silu(gate), up and their product, 4·M·c. Then one more norm. In bfloat16 the
+    cast weights are kept as well.
+    """
+    c, width = precision.compute, sizes.heads * sizes.head_dim
+    copies = (3, 2) if precision.lower else (1, 1)
+    norms = sum((2 * FLOAT + count * c) * sizes.dim for count in copies)
+    layer = norms + 4 * width * c + 4 * sizes.mlp_dim * c
+    positions = batch * (prefix + sizes.positions - 1)
+    cast = 2 * sizes.trainable if precision.lower else 0
+    return positions * (sizes.layers * layer + 3 * FLOAT * sizes.dim) + cast
+
+
+def attention_bytes(sizes: Sizes, batch: int, prefix: int, precision: Precision) -> int:
+    """Attention matrices of a micro-batch, b·H·S² each: per layer the probabilities (in bfloat16 two copies), and three
+    more for the layer at work. 0 where a fused kernel never writes them down."""
+    if not precision.stores_attention:
+        return 0
+    matrix = batch * sizes.heads * (prefix + sizes.positions - 1) ** 2
+    kept = FLOAT + 2 if precision.lower else FLOAT
+    return matrix * (sizes.layers * kept + 3 * FLOAT)
+
+
+def logit_bytes(sizes: Sizes, batch: int) -> int:
+    """Float32 logits of a micro-batch, (b, T, V) or as many as the scoring budget allows at once, and two gradients."""
+    return 3 * FLOAT * min(batch * sizes.positions * sizes.codes, max(SCORE_BUDGET, batch * sizes.codes))
+
+
+def log_prob_bytes(sizes: Sizes, images: int) -> int:
+    """Per code of a step: the token (8), three log-probs and the entropy of the rollout, old log-probs, credit and two
+    weights, float32."""
+    return images * sizes.positions * (8 + 8 * FLOAT)
+
+
+def image_bytes(sizes: Sizes, images: int) -> int:
+    """Three of the image decoder's largest feature maps, for as many images as it decodes at once."""
+    return 3 * FLOAT * min(images, CHUNK) * sizes.image_elements

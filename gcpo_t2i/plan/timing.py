@@ -1,0 +1,241 @@
+"""Seconds of a run, from short measurements on this machine at the run's own batch sizes.
+
+Measured: a rollout of a few images in full (which also tests model, prompts and rewards), one position of the real
+number of rows with the cache empty, half full and full, one real micro-batch forward and backward, one optimizer step,
+image decoding, rewards and one write to disk. Scaled: positions to a rollout along the line between these cache
+lengths, micro-batches to an update, images to a batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import nn
+
+from gcpo_t2i.algo.rows import needs
+from gcpo_t2i.config import PlanConfig, resolve_algorithm
+from gcpo_t2i.data import Prompt, PromptSampler
+from gcpo_t2i.models import decoding
+from gcpo_t2i.models.decoding import Cache
+from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.models.sizes import Sizes
+from gcpo_t2i.models.vq import CHUNK
+from gcpo_t2i.plan.counts import Counts
+from gcpo_t2i.plan.machine import nearest_folder
+from gcpo_t2i.plan.memory import FLOAT
+from gcpo_t2i.rollout import Batch, Sampling, replay, sample_batch
+from gcpo_t2i.scoring import RewardSet
+from gcpo_t2i.train import ROLLOUT_STATS
+from gcpo_t2i.update import Updater
+
+SAMPLES = 8  # images of the rollout that is made in full
+REPEATS = 3
+PATIENCE = 5.0  # seconds; what takes longer is done once
+DISK_SAMPLE = 1 << 26  # bytes
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds."""
+
+    rollout: float  # per step and round
+    decode: float  # images from codes, per step and round
+    reward: float  # per step and round
+    update: float  # all updates of a step
+    replay: float  # all of a step
+    evaluation: float  # each
+    checkpoint: float  # each
+
+    @property
+    def step(self) -> float:
+        """With one round of sampling."""
+        return self.rollout + self.decode + self.reward + self.update + self.replay
+
+    def run(self, counts: Counts, rounds: int = 1) -> float:
+        """All steps, evaluations and checkpoints. Not in it: imports and loading, and what processes tell each other."""
+        again = (rounds - 1) * (self.rollout + self.decode + self.reward)
+        steps = counts.steps * (self.step + again)
+        return steps + counts.evaluations * self.evaluation + counts.checkpoints * self.checkpoint
+
+    def parts(self) -> dict[str, float]:
+        return {**asdict(self), "step": self.step}
+
+
+class Stopwatch:
+    """Wall-clock seconds of calls, to the end of what they started on the device."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.device, self.lower = accelerator.device, accelerator.autocast
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def once(self, call: Callable[[], Any]) -> float:
+        start = self.now()
+        call()
+        return self.now() - start
+
+    def median(self, call: Callable[[], Any]) -> float:
+        first = self.once(call)  # slower than the others: it allocates, and compiles kernels
+        if first > PATIENCE:
+            return first
+        return statistics.median(self.once(call) for _ in range(REPEATS))
+
+
+def measure(
+    config: PlanConfig,
+    sizes: Sizes,
+    counts: Counts,
+    policy: Policy,
+    rewards: RewardSet,
+    eval_rewards: RewardSet,
+    prompts: PromptSampler,
+    accelerator: Accelerator,
+) -> Times:
+    """UserError from rewards; torch.OutOfMemoryError where the device is too small."""
+    watch, stats = Stopwatch(accelerator), required_stats(config)
+    few = prompts.batch(0, min(counts.prompts, SAMPLES))
+    one = Sampling(1, config.guidance, config.temperature, config.top_k, config.top_p)
+    generator = torch.Generator(accelerator.device).manual_seed(config.seed)
+    with watch.lower():
+        small = sample_batch(policy, few, rewards, one, generator, stats, need_null=counts.branches == 2)
+        rollout = rollout_seconds(policy, small, counts.prompts, counts.branches, config, stats, watch)
+        eval_rows = min(config.eval.batch_size, counts.eval_images)
+        evaluate = rollout_seconds(policy, small, eval_rows, counts.eval_branches, config, frozenset(), watch, group=1)
+        many = cycled(small, min(counts.images, CHUNK)).rollout.tokens
+        decode = watch.median(lambda: policy.decode(many)) / len(many)
+    reward, eval_reward = (reward_seconds(each, small, few, watch) for each in (rewards, eval_rewards))
+    update, again = update_seconds(config, counts, policy, small, accelerator, watch)
+    per_eval_image = evaluate / eval_rows + decode + eval_reward
+    return Times(
+        rollout=rollout,
+        decode=decode * counts.images,
+        reward=reward * counts.images,
+        update=update,
+        replay=again,
+        evaluation=per_eval_image * counts.eval_images,
+        checkpoint=disk_seconds(config, 3 * FLOAT * sizes.trainable, watch),
+    )
+
+
+def required_stats(config: PlanConfig) -> frozenset[str]:
+    """What the rollouts of training work out over the vocabulary."""
+    algorithm, settings = resolve_algorithm(config)
+    return (needs(algorithm, settings, config.loss.beta) & ROLLOUT_STATS) | {"entropy"}
+
+
+def cycled(batch: Batch, images: int) -> Batch:
+    """As many images, one per prompt, by repeating those of `batch` in turns."""
+    return batch.groups([index % len(batch.prompts) for index in range(images)])
+
+
+def rollout_seconds(
+    policy: Any,
+    small: Batch,
+    prompts: int,
+    branches: int,
+    config: PlanConfig,
+    stats: frozenset[str],
+    watch: Stopwatch,
+    group: int | None = None,
+) -> float:
+    """Prefill, and the mean over cache lengths of one position's time, times positions. Reads no code but the real one.
+
+    The time of a position rises linearly with the cache: the trapezoid rule over three lengths.
+    """
+    trunk, head = policy.trunk, policy.adapter.head
+    group, length = group or config.group_size, policy.grid[0] * policy.grid[1]
+    prefix = small.cond.trimmed().mask.shape[1]
+    how = decoding.Sampling(config.guidance, config.temperature, config.top_k, config.top_p, stats)
+    guided, rows = branches == 2, prompts * branches
+    embeds = torch.randn(rows, prefix, trunk.config.hidden_size, device=watch.device)
+    mask = torch.ones(rows, prefix, dtype=torch.bool, device=watch.device)
+
+    @torch.no_grad()
+    def start() -> Cache:
+        return decoding.expand(decoding.prefill(trunk, embeds, mask, 0)[1], group)
+
+    @torch.no_grad()
+    def position(filled: int) -> float:
+        cache, growing = start(), 0.0
+        if watch.device.type == "cpu":  # there the cache grows once in every block
+            cache.reserve(max(cache.capacity, filled + 1 - decoding.BLOCK))
+            growing = watch.once(lambda: cache.reserve(filled + 1))
+        else:
+            cache.reserve(prefix + length - 1)
+        fill(cache, filled)
+        hidden = torch.randn(rows * group, trunk.config.hidden_size, device=watch.device)
+        uniform = torch.rand(rows * group // branches, dtype=torch.float64, device=watch.device)
+
+        def one() -> None:
+            tokens = decoding.pick(head(hidden).float(), uniform, guided, how)["tokens"]
+            code = trunk.embed_tokens(tokens)
+            decoding.decode_step(trunk, torch.cat([code, code]) if guided else code, filled, cache)
+            cache.filled = filled
+
+        return watch.median(one) + growing / decoding.BLOCK
+
+    first, middle, last = (position(prefix + at) for at in (0, length // 2, length - 2))
+    return watch.median(start) + (length - 1) * (first + 2 * middle + last) / 4
+
+
+def fill(cache: Cache, filled: int) -> None:
+    """The cache as it is when `filled` positions are in use. What is in it does not matter, but that it was written to."""
+    for tensor in (*cache.keys, *cache.values):
+        tensor.normal_()
+    cache.bias[..., :filled] = 0
+    cache.filled = filled
+
+
+def reward_seconds(rewards: RewardSet, batch: Batch, prompts: list[Prompt], watch: Stopwatch) -> float:
+    """Per image."""
+    return watch.median(lambda: rewards.score(batch.images, prompts)) / len(prompts)
+
+
+def update_seconds(
+    config: PlanConfig, counts: Counts, policy: Policy, small: Batch, accelerator: Accelerator, watch: Stopwatch
+) -> tuple[float, float]:
+    """Of all updates, and of all replays, of one step, from one micro-batch each. The weights stay what they are."""
+    algorithm, _ = resolve_algorithm(config)
+    reference = copy.deepcopy(policy).requires_grad_(False) if counts.reference_passes else None
+    update = Updater(policy, reference, config, algorithm, accelerator)
+    batch = cycled(small, min(config.micro_batch_size, counts.images))
+    images = len(batch.prompts)
+    zeros = torch.zeros(images, device=accelerator.device)
+    credit = torch.ones_like(batch.rollout.cond_logp)
+    whole = watch.median(lambda: update(batch, zeros, credit, lr=0.0))
+    optimizer = watch.median(lambda: optimizer_step(update, config.optim.max_grad_norm))
+    per_image, again = max(whole - optimizer, 0.0) / images, 0.0
+    if counts.replay_passes:
+        with watch.lower():
+            again = watch.median(lambda: replay(policy, batch, images, config.temperature)) / images
+    return counts.updates * (per_image * counts.images + optimizer), counts.updates * again * counts.images
+
+
+def optimizer_step(update: Updater, max_norm: float) -> None:
+    for parameter in update.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    nn.utils.clip_grad_norm_(update.parameters, max_norm)
+    update.optimizer.step()
+    update.optimizer.zero_grad(set_to_none=True)
+
+
+def disk_seconds(config: PlanConfig, size: int, watch: Stopwatch) -> float:
+    """Writing `size` bytes, from the time of at most 64 MB, where the run would be."""
+    sample = torch.zeros(min(size, DISK_SAMPLE), dtype=torch.uint8)
+    with tempfile.TemporaryDirectory(dir=nearest_folder(config.output_dir)) as folder:
+        return (
+            watch.once(lambda: save_file({"zeros": sample}, Path(folder) / "sample.safetensors")) * size / len(sample)
+        )

@@ -1,0 +1,394 @@
+"""`gcpo-t2i plan`: its counts against a counted run, its bytes against real tensors, its arithmetic by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from gcpo_t2i.cli import main
+from gcpo_t2i.config import CreditConfig, EvalConfig, LossConfig, OptimConfig, PlanConfig, RewardConfig, validate
+from gcpo_t2i.data import PromptSampler, load_prompts
+from gcpo_t2i.errors import UserError
+from gcpo_t2i.models import decoding, load_policy
+from gcpo_t2i.models.llamagen import LlamaGenPolicy
+from gcpo_t2i.models.sizes import read_sizes
+from gcpo_t2i.plan import Plan, cautions, make_plan, memory, timing
+from gcpo_t2i.plan.counts import Counts
+from gcpo_t2i.plan.memory import Memory, Precision
+from gcpo_t2i.plan.show import clock
+from gcpo_t2i.plan.timing import Times
+from gcpo_t2i.run import EMBEDDED_MODEL, make_accelerator, model_folder
+from gcpo_t2i.scoring import RewardSet
+from gcpo_t2i.train import Trainer
+from tests.tiny import tiny_policy
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+EMBEDDED = read_sizes(model_folder(EMBEDDED_MODEL))
+
+
+def settings(tiny_folder: Path, reward_file: Path, tmp_path: Path, **changes: Any) -> PlanConfig:
+    """2 prompts × 4 images of 16 codes; micro-batches of 3, 3 and 2."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a photo of a red circle\na blue square\ntwo red square\n")
+    rewards = [RewardConfig(f"{reward_file}:bright")]
+    return PlanConfig(
+        **{
+            "model": str(tiny_folder), "train_prompts": str(prompts), "rewards": rewards, "prompts_per_step": 2,
+            "group_size": 4, "micro_batch_size": 3, "output_dir": str(tmp_path / "run"), "steps": 3, "device": "cpu",
+            "eval": EvalConfig(prompts=str(prompts), num_prompts=3, samples_per_prompt=2, rewards=rewards),
+        }
+        | changes
+    )  # fmt: skip
+
+
+# ---- counts
+
+
+def test_counts_of_the_default_run_by_hand() -> None:
+    counts = Counts.of(PlanConfig(), EMBEDDED)
+    assert (counts.images, counts.tokens, counts.rows) == (64, 64 * 144, 128)
+    assert (counts.micro_batches, counts.last_micro_batch) == (4, 16)
+    assert counts.forward_passes == 144 + 4 + 4
+    assert (counts.evaluations, counts.eval_images, counts.eval_batches) == (2, 240, 4)
+    assert counts.checkpoints == 7  # after 20, 40, 60, 80, 100, 120 and 130 steps
+
+
+def test_counts_follow_the_settings() -> None:
+    small = Counts.of(PlanConfig(processes=4, micro_batch_size=5, steps=20, eval_every=10, save_every=0), EMBEDDED)
+    assert (small.prompts, small.images, small.micro_batches, small.last_micro_batch) == (2, 16, 4, 1)
+    assert (small.evaluations, small.checkpoints) == (3, 1)  # step 20 is the last, whose evaluation is there anyway
+    plain = Counts.of(PlanConfig(algorithm="grpo", guidance=1, loss=LossConfig(beta=0)), EMBEDDED)
+    assert (plain.branches, plain.eval_branches, plain.reference_passes, plain.rounds) == (1, 1, 0, 1)
+    contrasted = Counts.of(PlanConfig(guidance=1), EMBEDDED)
+    assert (contrasted.branches, contrasted.eval_branches) == (2, 1)  # the credit needs the null branch, scores do not
+    assert Counts.of(PlanConfig(algorithm="dapo"), EMBEDDED).rounds == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"updates_per_rollout": 2, "scoring": "guided"},
+        {"updates_per_rollout": 2, "credit": CreditConfig(source="replay"), "loss": LossConfig(beta=0)},
+        {"algorithm": "grpo", "guidance": 1.0, "credit": CreditConfig(source="replay")},
+    ],
+    ids=["default", "guided", "replay", "unguided"],
+)
+def test_forward_passes_are_those_of_a_real_step(
+    tiny_folder: Path, reward_file: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Every pass, over a prefix, a position or a micro-batch, runs the MLP of the first layer once."""
+    config = settings(tiny_folder, reward_file, tmp_path, **changes)
+    trainer, calls = Trainer(config), []
+    policies: list[Any] = [trainer.policy, *([trainer.update.reference] if trainer.update.reference else [])]
+    for policy in policies:
+        policy.trunk.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    trainer.step()
+    assert len(calls) == Counts.of(config, read_sizes(tiny_folder)).forward_passes
+
+
+# ---- memory
+
+
+def test_parameters_are_counted_from_the_files(tiny_folder: Path) -> None:
+    policy, sizes = load_policy(tiny_folder), read_sizes(tiny_folder)
+    assert isinstance(policy, LlamaGenPolicy)
+    assert sizes.parameters == sum(p.numel() for p in policy.parameters())
+    assert sizes.trainable == sum(p.numel() for p in policy.set_trainable())
+    # 2 layers of q, k, v, o 32², gate, up, down 32·96, two norms; embedding, last norm, head; projector 16·32 + 32²
+    assert sizes.trainable == 2 * (4 * 32**2 + 3 * 32 * 96 + 64) + 32 * 32 + 32 + 32 * 32 + 16 * 32 + 32**2
+
+
+def test_a_damaged_model_is_one_line(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model folder at"):
+        read_sizes(tmp_path / "nowhere")
+    (tmp_path / "model_index.json").write_text((tiny_folder / "model_index.json").read_text())
+    with pytest.raises(UserError, match="the model folder is incomplete"):
+        read_sizes(tmp_path)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_cache_bytes_are_those_that_decoding_holds(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, guided: bool
+) -> None:
+    seen: list[int] = []
+    step = decoding.decode_step
+
+    def watched(trunk: Any, embeds: Any, position: int, cache: decoding.Cache) -> Any:
+        hidden = step(trunk, embeds, position, cache)
+        seen.append(sum(tensor.nbytes for tensor in (*cache.keys, *cache.values, cache.bias)))
+        return hidden
+
+    monkeypatch.setattr(decoding, "decode_step", watched)
+    policy = tiny_policy()
+    cond = policy.condition(["a photo of a red circle", "two"])  # 6 caption tokens, and 15 codes fed back: one block
+    null = policy.condition([None, None], like=cond) if guided else None
+    policy.sample(cond, null, group=3, guidance=2.0 if guided else 1.0)
+    rows = 12 if guided else 6
+    assert max(seen) == memory.cache_bytes(read_sizes(tiny_folder), rows, 6, Precision(), grows=False)
+    # keys and values of 2 layers, 2 heads of 16 channels, 32 positions; the mask
+    assert max(seen) == 2 * 2 * rows * 2 * 32 * 16 * 4 + rows * 32 * 4
+
+
+def saved_bytes(layers: int, lower: bool, attention: str, batch: int) -> int:
+    """Distinct memory that autograd keeps of one teacher-forced pass, parameters and their casts left out."""
+    policy: Any = deeper_policy(layers)
+    policy.trunk.set_attn_implementation(attention)
+    policy.set_trainable()
+    cond = policy.condition(["a photo of a red circle"] * batch)
+    tokens = torch.zeros(batch, 16, dtype=torch.long)
+    shapes = {tuple(p.shape) for p in policy.parameters()} | {tuple(p.shape[::-1]) for p in policy.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(tensor.shape) not in shapes:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            scores = policy.logp(cond, tokens)
+        assert scores.logp.requires_grad  # the graph, and with it what it keeps, is alive here
+        return sum(kept.values())
+
+
+def deeper_policy(layers: int) -> LlamaGenPolicy:
+    small = tiny_policy()
+    return LlamaGenPolicy.build(
+        tokenizer=small.tokenizer,
+        vq_model=small.vq,
+        grid=(4, 4),
+        caption_tokens=8,
+        dim=32,
+        layers=layers,
+        heads=2,
+        kv_heads=2,
+        text_dim=16,
+        text_layers=1,
+    ).eval()
+
+
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_activations_of_a_layer_are_those_that_autograd_keeps(tiny_folder: Path, lower: bool, attention: str) -> None:
+    """The difference that one more layer makes, so that embedding and head drop out."""
+    batch, prefix, positions = 5, 6, 6 + 16 - 1
+    kept = saved_bytes(3, lower, attention, batch) - saved_bytes(2, lower, attention, batch)
+    sizes, precision = replace(read_sizes(tiny_folder), trainable=0), Precision(lower, attention == "eager")
+
+    def expected(layers: int) -> int:
+        deep = replace(sizes, layers=layers)
+        return memory.activation_bytes(deep, batch, prefix, precision) + memory.attention_bytes(
+            deep, batch, prefix, precision
+        )
+
+    # What the formula leaves out: a float32 per position of two norms, and of each head of fused attention.
+    scalars = 4 * batch * positions * (2 + (2 if attention == "sdpa" else 0))
+    assert kept - scalars == expected(3) - expected(2)
+
+
+def of(config: PlanConfig, device: torch.device, **measured: int) -> Memory:
+    counts = Counts.of(config, EMBEDDED)
+    return Memory.of(config, EMBEDDED, counts, 16, device, measured.get("libraries", 0), measured.get("rewards", 0))
+
+
+def test_memory_of_the_default_run_by_hand() -> None:
+    parts = of(PlanConfig(), CPU, libraries=7, rewards=5)
+    n, t = 4_548_995, 2_908_608
+    assert (parts.weights, parts.reference, parts.gradients, parts.optimizer) == (4 * n, 4 * n, 4 * t, 8 * t)
+    tensor = 128 * 6 * 160 * 32 * 4  # rows, heads, 16 + 143 positions in blocks of 32, channels
+    assert parts.cache == (12 + 1) * tensor + 128 * 160 * 4  # keys and values of 6 layers, one of them being copied
+    assert parts.logits == 3 * 4 * 16 * 144 * 512
+    assert parts.attention == (6 + 3) * 16 * 6 * 159**2 * 4
+    assert parts.activations == 16 * 159 * 4 * (6 * (10 * 192 + 4 * 512) + 3 * 192)
+    assert parts.peak == parts.resident + parts.cache + parts.logits + parts.activations + parts.attention
+    assert parts.resident == 12 + 8 * n + 12 * t + 64 * 144 * 40
+
+
+def test_memory_on_a_gpu() -> None:
+    gpu, cpu = of(PlanConfig(), CUDA), of(PlanConfig(), CPU)
+    assert gpu.attention == 0  # fused
+    assert gpu.cache * 13 == (cpu.cache - 128 * 160 * 4) // 2 * 12 + 13 * 128 * 160 * 2  # bfloat16, and no copy
+    assert gpu.peak == gpu.resident + max(gpu.cache, gpu.logits + gpu.activations)
+    assert of(PlanConfig(dtype="float32"), CUDA).cache * 13 == (cpu.cache - 128 * 160 * 4) * 12 + 13 * 128 * 160 * 4
+    assert of(PlanConfig(loss=LossConfig(beta=0)), CPU).reference == 0
+    wide = PlanConfig(eval=EvalConfig(batch_size=100))  # evaluation holds more rows than training
+    assert of(wide, CPU).cache * 128 == cpu.cache * 200
+
+
+def test_logits_stay_within_the_scoring_budget() -> None:
+    large = replace(EMBEDDED, codes=16384, grid=(24, 24))
+    assert memory.logit_bytes(large, 16) == 3 * 4 * decoding.SCORE_BUDGET
+    assert (
+        memory.logit_bytes(replace(large, codes=1 << 21), 16) == 3 * 4 * 16 << 21
+    )  # one position of each image at least
+
+
+# ---- time
+
+
+def test_a_run_is_its_steps_evaluations_and_checkpoints() -> None:
+    times = Times(rollout=2, decode=0.5, reward=0.25, update=1, replay=0.25, evaluation=10, checkpoint=3)
+    counts = Counts.of(PlanConfig(algorithm="dapo"), EMBEDDED)
+    assert times.step == 4
+    assert times.run(counts) == 130 * 4 + 2 * 10 + 7 * 3
+    assert times.run(counts, rounds=3) == 130 * (4 + 2 * 2.75) + 2 * 10 + 7 * 3  # an update is never repeated
+
+
+def test_scaling_where_everything_takes_one_second(
+    tiny_folder: Path, reward_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(self: timing.Stopwatch, call: Any) -> float:
+        call()
+        return 1.0
+
+    monkeypatch.setattr(timing.Stopwatch, "once", second)
+    config = settings(tiny_folder, reward_file, tmp_path, updates_per_rollout=2, credit=CreditConfig(source="replay"))
+    times = planned(config)
+    assert times.rollout == pytest.approx(1 + 15 * (1 + 1 / 32))  # prefill, then 15 positions; the cache grows every 32
+    assert times.decode == pytest.approx(8 / 8)  # 8 images were decoded at once
+    assert times.reward == pytest.approx(8 / 2)  # the 2 images of the small rollout were scored at once
+    assert times.update == pytest.approx(2 * 1)  # a micro-batch takes no longer than the optimizer step in it
+    assert times.replay == pytest.approx(2 * 8 / 3)  # 3 images were scored again
+    assert times.evaluation == pytest.approx(times.rollout + 6 / 8 + 6 / 2)  # its one batch is 6 images
+    assert times.checkpoint == pytest.approx(1)
+
+
+def planned(config: PlanConfig) -> Times:
+    times = make_plan(config).times
+    assert times is not None
+    return times
+
+
+def test_measuring_changes_no_weight(tiny_folder: Path, reward_file: Path, tmp_path: Path) -> None:
+    config = settings(tiny_folder, reward_file, tmp_path, optim=OptimConfig(weight_decay=0.5))
+    policy: Any = load_policy(tiny_folder)
+    before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
+    accelerator = make_accelerator(config)
+    sampler = PromptSampler(load_prompts(config.train_prompts), 0)
+    rewards = RewardSet.load(config.rewards)
+    sizes = read_sizes(tiny_folder)
+    measured = timing.measure(config, sizes, Counts.of(config, sizes), policy, rewards, rewards, sampler, accelerator)
+    assert all(seconds > 0 for name, seconds in measured.parts().items() if name not in ("replay", "update"))
+    assert measured.replay == 0
+    assert all(torch.equal(parameter, before[name]) for name, parameter in policy.named_parameters())
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.1234, "0.123 s"), (90, "90 s"), (438, "7.3 min"), (9000, "2.5 h")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+# ---- warnings and errors
+
+
+def warned(free: int | None = None, **changes: Any) -> str:
+    config = PlanConfig(**changes)
+    counts = Counts.of(config, EMBEDDED)
+    return "\n".join(cautions(config, Plan("cpu", EMBEDDED, counts, of(config, CPU), free)))
+
+
+def test_warnings() -> None:
+    assert warned() == ""
+    assert "group_size 2" in warned(group_size=2)
+    assert "more than the 64 images of a process: 64 does the same" in warned(micro_batch_size=65)
+    assert warned(micro_batch_size=64) == ""
+    assert "share its cores" in warned(processes=2)
+    needed = of(PlanConfig(), CPU).peak
+    assert warned(free=needed) == "" and "lower --micro_batch_size" in warned(free=needed - 1)
+
+
+def test_a_disk_too_small_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gcpo_t2i.plan.free_disk", lambda output_dir: 7 * 12 * 2_908_608 - 1)
+    assert "7 checkpoints" in warned() and "save_every" in warned()
+    monkeypatch.setattr("gcpo_t2i.plan.free_disk", lambda output_dir: 7 * 12 * 2_908_608)
+    assert warned() == ""
+
+
+def test_processes_that_do_not_divide_are_refused_with_the_words_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError) as planning:
+        validate(PlanConfig(processes=3))
+    assert str(planning.value) == "prompts_per_step 8 cannot be split evenly over 3 processes; use a multiple"
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    with pytest.raises(UserError) as training:
+        make_accelerator(PlanConfig(device="cpu"))
+    assert str(training.value) == str(planning.value)
+
+
+# ---- the command
+
+
+@pytest.fixture
+def command(tiny_folder: Path, reward_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    config = settings(tiny_folder, reward_file, tmp_path)
+    reward = json.dumps([{"name": config.rewards[0].name}])
+    return [
+        *("plan", "--model", config.model, "--train_prompts", config.train_prompts, "--eval.prompts"),
+        *(config.train_prompts, "--rewards", reward, "--eval.rewards", reward, "--device", "cpu"),
+        *("--prompts_per_step", "2", "--group_size", "4", "--eval.num_prompts", "3"),
+    ]
+
+
+def test_the_command_prints_tables_and_leaves_nothing(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(tmp_path.iterdir())
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for line in ("A step", "rows that decode at once", "Memory of a process", "peak", "Time", "rollout", "run"):
+        assert f"\n{line}" in out
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_json_has_the_numbers_of_the_tables(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--json", "--measure", "false"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["counts"]["images"] == 8 and plan["counts"]["rows"] == 16 and plan["times"] is None
+    assert plan["memory"]["peak"] > plan["memory"]["libraries"] > 0
+    assert plan["sizes"]["grid"] == [4, 4]
+
+
+def test_a_gpu_can_be_planned_for_without_one(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = [*command, "--json", "--device", "cuda"]
+    assert main([*elsewhere, "--measure", "false"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"]["attention"] == 0
+    if not torch.cuda.is_available():
+        assert main(elsewhere) == 2
+        assert "device 'cuda' is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--device", "cuda;0", "--measure", "false"], "device 'cuda;0' is unknown; use cpu, cuda or cuda:N"),
+        (["--processes", "3"], "prompts_per_step 2 cannot be split evenly over 3 processes"),
+        (["--group_size", "1"], "group_size 1 leaves no group"),
+        (["--model", "nowhere"], "no model folder at nowhere"),
+        (["--train_prompts", "missing.txt"], "prompt file 'missing.txt' does not exist"),
+        (["--rewards", '[{"name": "clup"}]'], "reward 'clup' is unknown"),
+        (["--proceses", "2"], "unknown option '--proceses'; did you mean '--processes'?"),
+    ],
+)
+def test_bad_input_is_one_line(
+    command: list[str], capsys: pytest.CaptureFixture[str], extra: list[str], message: str
+) -> None:
+    assert main([*command, *extra]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_out_of_memory_while_measuring_names_the_settings(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("2 GiB")
+
+    monkeypatch.setattr("gcpo_t2i.plan.measure", full)
+    assert main(command) == 2
+    assert "out of memory on cpu while measuring; lower --micro_batch_size (now 16)" in capsys.readouterr().err
