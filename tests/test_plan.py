@@ -305,9 +305,9 @@ def test_warnings() -> None:
 
 
 def test_a_disk_too_small_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gcpo_t2i.plan.free_disk", lambda output_dir: 7 * 12 * 2_908_608 - 1)
-    assert "7 checkpoints" in warned() and "save_every" in warned()
-    monkeypatch.setattr("gcpo_t2i.plan.free_disk", lambda output_dir: 7 * 12 * 2_908_608)
+    monkeypatch.setattr("gcpo_t2i.plan.free_disk", lambda output_dir: 3 * 12 * 2_908_608 - 1)
+    assert "3 checkpoints" in warned() and "keep_last" in warned()
+    monkeypatch.setattr("gcpo_t2i.plan.free_disk", lambda output_dir: 3 * 12 * 2_908_608)
     assert warned() == ""
 
 

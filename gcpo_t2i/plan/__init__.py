@@ -122,10 +122,11 @@ def cautions(config: PlanConfig, result: Plan) -> list[str]:
         )
     if config.processes > 1 and result.device == "cpu":
         found.append("processes: on one CPU they share its cores and its memory, and take longer than is said here")
-    needed = counts.checkpoints * result.checkpoint_bytes
+    kept = counts.checkpoints if config.keep_last is None else min(counts.checkpoints, config.keep_last + 1)
+    needed = kept * result.checkpoint_bytes  # + 1: an old one goes when the new one is whole
     if needed > free_disk(config.output_dir):
         found.append(
-            f"disk: {counts.checkpoints} checkpoints take {gigabytes(needed)}, "
-            f"{gigabytes(free_disk(config.output_dir))} are free; raise --save_every (now {config.save_every})"
+            f"disk: {kept} checkpoints take {gigabytes(needed)}, {gigabytes(free_disk(config.output_dir))} are free; "
+            f"lower --keep_last (now {config.keep_last})"
         )
     return found
