@@ -24,6 +24,7 @@ from typing import Any
 from gcpo_t2i.errors import UserError, did_you_mean
 
 BUILT_IN = ("shapesworld:train", "shapesworld:heldout")
+MAX_PROMPT = 10_000  # characters; text encoders read some hundred tokens
 RESERVED_COLUMNS = ("images", "prompts")  # the first two parameters of every reward function
 
 
@@ -60,8 +61,19 @@ def load_prompts(source: str) -> list[Prompt]:
     if not lines:
         raise UserError(f"prompt file '{path}' is empty; write one prompt per line")
     if suffix == ".txt":
-        return [Prompt(line) for _, line in lines]
+        return [_from_object({"prompt": line}, f"{path}, line {number}") for number, line in lines]
     return [_from_json(line, f"{path}, line {number}") for number, line in lines]
+
+
+def repeated(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Every prompt that stands there a second time, with the same negative prompt and columns."""
+    seen, again = set(), []
+    for prompt in prompts:
+        key = json.dumps([prompt.text, prompt.negative, dict(prompt.columns)], sort_keys=True)
+        if key in seen:
+            again.append(prompt)
+        seen.add(key)
+    return again
 
 
 def collate_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
@@ -163,6 +175,11 @@ def _from_object(value: Mapping[str, Any], where: str) -> Prompt:
     text, negative = columns.pop("prompt"), columns.pop("negative", None)
     if not isinstance(text, str) or not text.strip():
         raise UserError(f'{where}: "prompt" must be a text that is not empty, got {text!r}')
+    if len(text) > MAX_PROMPT:
+        raise UserError(
+            f"{where}: a prompt of {len(text):,} characters, starting with '{text[:40]}'; {MAX_PROMPT:,} are the most, "
+            "and a file holds one prompt per line"
+        )
     if negative is not None and not isinstance(negative, str):
         raise UserError(f'{where}: "negative" must be a text or null, got {negative!r}')
     for name in RESERVED_COLUMNS:

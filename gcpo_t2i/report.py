@@ -82,8 +82,6 @@ class Report:
             f"[bold]{config.algorithm}[/] on {config.model}: {config.steps} steps of {config.prompts_per_step} prompts × "
             f"{config.group_size} images, guidance {config.guidance:g}, {self.accelerator.device}, results in {self.folder}"
         )
-        for note in self.run.notes:
-            self.console.print(f"[yellow]{note}")
         self.progress.start()
         self.bar = self.progress.add_task("train", total=config.steps, completed=self.start, note="")
         return self

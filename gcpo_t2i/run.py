@@ -22,7 +22,6 @@ from gcpo_t2i.models import load_policy
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.resume import check_settings
 from gcpo_t2i.shapes import checkpoint_path
-from gcpo_t2i.yaml_files import save_config
 
 EMBEDDED_MODEL = "shapesworld"
 
@@ -91,7 +90,7 @@ class Run:
 
 @contextmanager
 def open_run(config: TrainConfig, accelerator: Accelerator) -> Iterator[Run]:
-    """Makes the run folder, or opens it to go on, and writes the resolved config into it.
+    """Makes the run folder, or opens it to go on. Sets `config.output_dir` if that was open.
 
     UserError if it holds a run that neither flag allows to touch, if another process uses it, or if the settings
     contradict those of the checkpoint to go on from; nothing in it has changed then.
@@ -108,8 +107,6 @@ def open_run(config: TrainConfig, accelerator: Accelerator) -> Iterator[Run]:
         broadcast_object_list(found)
         folder, checkpoint, notes = found[0]  # type: ignore[misc]
         config.output_dir = str(folder)
-        if accelerator.is_main_process:
-            save_config(config, Path(folder) / "config.yaml")
         yield Run(Path(folder), checkpoint, tuple(notes))
 
 

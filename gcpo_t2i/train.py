@@ -18,7 +18,7 @@ from gcpo_t2i import checkpoint
 from gcpo_t2i.algo.credit import top_mass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import OptimConfig, TrainConfig, resolve_algorithm
-from gcpo_t2i.data import Prompt, PromptSampler, load_prompts
+from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, repeated
 from gcpo_t2i.errors import Stopped, UserError
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.files import cannot_write
@@ -30,6 +30,7 @@ from gcpo_t2i.run import Run, load_model, make_accelerator, open_run, peak_memor
 from gcpo_t2i.scoring import RewardSet, scored_name
 from gcpo_t2i.stopping import Stopping
 from gcpo_t2i.update import Metrics, Updater
+from gcpo_t2i.yaml_files import save_config
 
 ROLLOUT_TENSORS = frozenset({"cond_logp", "null_logp"})
 ROLLOUT_STATS = frozenset({"exact_kl", "js", "entropy"})  # computed while sampling, on request
@@ -46,8 +47,12 @@ def train(config: TrainConfig) -> Path:
     trainer = Trainer(config)
     with open_run(config, trainer.accelerator) as run:
         trainer.resume(run)
+        if trainer.accelerator.is_main_process:
+            save_config(config, run.folder / "config.yaml")
         with Stopping() as stopping, Report(config, run, trainer.accelerator, trainer.state.step) as report:
             try:
+                for note in (*run.notes, *trainer.notes):
+                    report.warn(note)
                 run_steps(trainer, run, report, stopping)
             except Stopped as stopped:
                 trainer.save(run)
@@ -95,6 +100,7 @@ class Trainer:
         self.config = config
         self.algorithm, self.credit_settings = resolve_algorithm(config)
         prompts, self.held_out = load_prompts(config.train_prompts), load_prompts(config.eval.prompts)
+        self.notes = prompt_notes(config.train_prompts, prompts)
         self.accelerator = make_accelerator(config)
         device, process = self.accelerator.device, self.accelerator.process_index
         self.rewards = RewardSet.load(config.rewards, str(device))
@@ -214,6 +220,14 @@ class Trainer:
                 f"--optim.learning_rate (now {self.config.optim.learning_rate:g}), and look at "
                 f"{Path(self.config.output_dir or '') / 'metrics.jsonl'}"
             )
+
+
+def prompt_notes(source: str, prompts: Sequence[Prompt]) -> list[str]:
+    if again := repeated(prompts):
+        return [
+            f"{source}: {len(again)} of {len(prompts)} prompts repeat others, such as '{again[0].text}'; they come as often"
+        ]
+    return []
 
 
 def over_processes(advantage: Callable[[Tensor], Tensor], rewards: Tensor, accelerator: Accelerator) -> Tensor:

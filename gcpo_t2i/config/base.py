@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import field
+from difflib import get_close_matches
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from gcpo_t2i.errors import UserError, did_you_mean
@@ -38,7 +39,9 @@ def suggest(value: str, known: Iterable[str]) -> str:
     """`did_you_mean`, but 'gcpo' and its misspelling 'gpco' mean 'guidance_gcpo', where difflib would say 'grpo'."""
     names = list(known)
     letters = [name for name in names if sorted(name.rpartition("_")[2]) == sorted(value)]
-    return f"; did you mean '{letters[0]}'?" if letters else did_you_mean(value, names)
+    if letters and not get_close_matches(value, names, cutoff=0.8):
+        return f"; did you mean '{letters[0]}'?"
+    return did_you_mean(value, names)
 
 
 @runtime_checkable
