@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcpo_t2i import __version__
-from gcpo_t2i.config import PretrainConfig, SampleConfig, TrainConfig
+from gcpo_t2i.config import CompareConfig, PretrainConfig, ProbeConfig, SampleConfig, TrainConfig
 from gcpo_t2i.errors import UserError, did_you_mean
 from gcpo_t2i.parsing import EXPLANATION, parse
 
 
 @dataclass(frozen=True)
 class Command:
-    """`run` is called with a `config` and returns where its results are, or None."""
+    """`run` is called with a `config` and returns where its results are, an exit code, or None."""
 
     config: type[Any]
     run: str
@@ -42,6 +42,40 @@ prompts and rewards that ship with the package, on the CPU if there is no GPU, r
   gcpo-t2i train --config configs/shapesworld_grpo.yaml --optim.learning_rate 5e-5
   gcpo-t2i train --rewards '[{"name": "clip", "weight": 0.5}, {"name": "my_reward.py:score"}]'
   gcpo-t2i train --output_dir runs/grpo --resume""",
+    ),
+    "probe": Command(
+        ProbeConfig,
+        "gcpo_t2i.probe:probe",
+        "does a set-up learn at all? A minute's answer, with the likely cause if not",
+        """\
+Does this set-up learn at all? A few steps with the model, algorithm, batch, precision and learning rate of a
+run, on four fixed prompts and with a reward that every model can raise: the brightness of the image.
+Says learns, does not learn or unclear, shows the curve, and names the likely cause if it does not.
+Exit code 0 if it learns, else 1.
+
+It takes every option of train, so that the command or the settings file of a run can be probed as it is.
+Rewards, evaluation, checkpoints, warm-up and schedule of the run are not used.
+
+  gcpo-t2i probe
+  gcpo-t2i probe --model my/policy --algorithm grpo --optim.learning_rate 1e-5 --dtype bfloat16
+  gcpo-t2i probe --config my_run.yaml --steps 20 --output_dir runs/probe""",
+    ),
+    "compare": Command(
+        CompareConfig,
+        "gcpo_t2i.compare:compare",
+        "train several algorithms with several seeds; a table and a figure with intervals",
+        """\
+Train every algorithm with every seed, with the same settings otherwise and in parallel processes, and compare
+them on the same held-out images: one table and one figure, with intervals over seeds and prompts, and each
+algorithm's difference to grpo and to random_credit. The same command again goes on where it was.
+
+Settings that all runs share are given as --train.KEY, or as --train FILE with the settings of a run; its
+algorithm, seed and output_dir are replaced.
+
+  gcpo-t2i compare
+  gcpo-t2i compare --algorithms grpo guidance_gcpo random_credit --seeds 0 1 2 3 4 --output_dir runs/credit
+  gcpo-t2i compare --train.steps 50 --train.updates_per_rollout 2 --jobs 2
+  gcpo-t2i compare --train my_run.yaml --train.optim.learning_rate 2e-4""",
     ),
     "pretrain": Command(
         PretrainConfig,
@@ -68,7 +102,8 @@ Make images from a prompt, or from a file of prompts: one PNG each, and a grid o
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    """Runs one command; returns the exit code: the command's own or 0, 2 for bad input (one line on stderr), 130
+    after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(argv)
@@ -104,6 +139,8 @@ def _dispatch(argv: list[str]) -> int:
     config = parse(command.config, rest, prog=f"gcpo-t2i {name}", description=command.details)
     module, _, function = command.run.partition(":")
     result = getattr(importlib.import_module(module), function)(config)
+    if isinstance(result, int):
+        return result
     if result is not None:
         print(f"results: {result}")
     return 0

@@ -18,6 +18,7 @@ from rich.table import Table
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.evaluate import Evaluation
+from gcpo_t2i.image_scores import scores_path, write_scores
 from gcpo_t2i.images import sample_grid
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.rollout import Batch
@@ -129,6 +130,8 @@ class Report:
         metrics = evaluation.metrics()
         self.evaluations.append((step, metrics))
         self._write({"step": step, **metrics})
+        if self.main:
+            write_scores(scores_path(self.folder, step), evaluation)
         main = next(iter(evaluation.scores))
         if f"eval/{main}" in metrics:
             score, half = metrics[f"eval/{main}"], metrics[f"eval/{main}_ci95"]

@@ -7,7 +7,9 @@ Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new fi
 """
 
 from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
+from gcpo_t2i.config.compare import CompareConfig
 from gcpo_t2i.config.pretrain import PretrainConfig
+from gcpo_t2i.config.probe import ProbeConfig
 from gcpo_t2i.config.sample import SampleConfig
 from gcpo_t2i.config.train import (
     CreditConfig,
@@ -21,6 +23,7 @@ from gcpo_t2i.config.train import (
 )
 
 __all__ = [
+    "CompareConfig",
     "ConfigError",
     "CreditConfig",
     "EvalConfig",
@@ -28,6 +31,7 @@ __all__ = [
     "LossConfig",
     "OptimConfig",
     "PretrainConfig",
+    "ProbeConfig",
     "RewardConfig",
     "SampleConfig",
     "TrainConfig",
