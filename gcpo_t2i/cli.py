@@ -49,7 +49,7 @@ prompts and rewards that ship with the package, on the CPU if there is no GPU, r
         "does a set-up learn at all? A minute's answer, with the likely cause if not",
         """\
 Does this set-up learn at all? A few steps with the model, algorithm, batch, precision and learning rate of a
-run, on four fixed prompts and with a reward that every model can raise: the brightness of the image.
+run, on four fixed prompts and with a reward that every model can raise: the redness of the image.
 Says learns, does not learn or unclear, shows the curve, and names the likely cause if it does not.
 Exit code 0 if it learns, else 1.
 

@@ -17,7 +17,7 @@ WORTH = 0.5  # a gain worth finding, in standard deviations of the reward among 
 FEW_SIGNALS = 0.5  # share of groups without signal from which they are the likely cause
 LARGE_GAP = 0.05  # nats per code; rounding to bfloat16 makes 0.01
 LARGE_KL = 0.5  # nats per code
-FROZEN_KL = 1e-8  # nats per code, below what float32 resolves
+STILL_KL = 1e-8  # nats per code, below what float32 resolves
 USEFUL_KL = 0.02  # nats per code after 20 steps that learn
 
 
@@ -69,33 +69,33 @@ def verdict(line: Trend, unit: float, findings: Sequence[Finding] = ()) -> Verdi
     return "does not learn" if line.gain + SIGMAS * line.error < WORTH * unit else "unclear"
 
 
-def diagnose(rows: Rows, learning_rate: float) -> list[Finding]:
-    """What is wrong with a run, the cause before its consequences; [] if all is healthy.
+def faults(rows: Rows) -> list[Finding]:
+    """What is wrong with a set-up, the cause before its consequences; [] if all is healthy.
 
-    A reward that rises does not hide a finding: log-probs that are off by a little still teach something.
+    A reward that rises does not hide them: log-probs that are off by a little still teach something.
     """
-    causes = (
-        _not_finite(rows),
-        _no_signal(rows),
-        _replay_gap(rows),
-        _zero_gradient(rows),
-        _too_fast(rows, learning_rate),
-    )
-    return [cause for cause in causes if cause is not None]
+    found = [_not_finite(rows), _no_signal(rows), _replay_gap(rows), _zero_gradient(rows)]
+    return [fault for fault in found if fault is not None] or ([_standstill(rows)] if _stands_still(rows) else [])
 
 
-def too_slow(rows: Rows, learning_rate: float) -> Finding:
-    """Where all is healthy and nothing changes. The KL grows with the square of the rate: that gives the factor."""
+def why_not(rows: Rows, line: Trend, unit: float, learning_rate: float) -> Finding:
+    """The likely cause where a set-up without faults was not seen to learn."""
     moved = [row["kl"] for row in rows if row["kl"] is not None]
-    seen = "signal, log-probs and gradients are healthy, and the reward does not move"
+    start, end = _mean(rows[:3], "entropy"), _mean(rows[-3:], "entropy")
+    if max(moved, default=0.0) > LARGE_KL or end < start / 5:
+        far = f"KL to the start up to {max(moved):.2g} nats per code, " if moved else ""
+        seen, cure = f"{far}entropy {start:.2g} → {end:.2g}", f"to {learning_rate / 4:.1g}"
+        return Finding("learning rate too high", seen, f"lower --optim.learning_rate (now {learning_rate:g}) {cure}")
+    if verdict(line, unit) == "unclear":
+        seen = f"the gain may be anything from {line.gain - SIGMAS * line.error:+.2g} to {line.gain + SIGMAS * line.error:+.2g}"
+        return Finding("too much noise", seen, "probe with --steps 30 and a larger --prompts_per_step")
+    seen = "signal, log-probs and gradients are healthy, and the reward does not rise"
     if not moved:
         return Finding("learning rate too low", seen, f"raise --optim.learning_rate tenfold, to {10 * learning_rate:g}")
-    if max(moved) < FROZEN_KL:
-        cure = f"raise --optim.learning_rate (now {learning_rate:g}) by orders of magnitude; the default is 4e-4"
-        return Finding("learning rate too low", f"{seen}; nor does the policy (KL {max(moved):.1g})", cure)
+    # the KL grows with the square of the way that the weights went, and that with the rate
     factor = round(min(max(math.sqrt(USEFUL_KL / max(moved)), 2), 100))
     cure = f"raise --optim.learning_rate about {factor} times, to {factor * learning_rate:.1g}"
-    return Finding("learning rate too low", f"{seen}; KL to the start {max(moved):.1g}", cure)
+    return Finding("learning rate too low", f"{seen}; KL to the start {max(moved):.1g} nats per code", cure)
 
 
 def _mean(rows: Rows, key: str) -> float:
@@ -114,7 +114,7 @@ def _not_finite(rows: Rows) -> Finding | None:
 
 def _no_signal(rows: Rows) -> Finding | None:
     share, alike = _mean(rows, "frac_reward_zero_std"), 1 - _mean(rows, "diversity")
-    if share < FEW_SIGNALS:
+    if min(share, rows[0]["frac_reward_zero_std"]) < FEW_SIGNALS:  # what is lost on the way has another cause
         return None
     seen = f"in {share:.0%} of the groups all images got the same reward; they agree in {alike:.0%} of their codes"
     cure = "raise --temperature, lift --top_k and --top_p, or use a larger --group_size"
@@ -138,14 +138,14 @@ def _zero_gradient(rows: Rows) -> Finding | None:
     return Finding("zero gradients", "the gradient is exactly 0 although rewards differ", cure, stops=True)
 
 
-def _too_fast(rows: Rows, learning_rate: float) -> Finding | None:
-    farthest = max((row["kl"] for row in rows if row["kl"] is not None), default=0.0)
-    start, end = _mean(rows[:3], "entropy"), _mean(rows[-3:], "entropy")
-    if farthest <= LARGE_KL and not end < start / 5:
-        return None
-    seen = f"KL to the start up to {farthest:.2g} nats per code, entropy {start:.2g} → {end:.2g}"
-    cure = f"lower --optim.learning_rate (now {learning_rate:g}) to {learning_rate / 4:.1g}"
-    return Finding("learning rate too high", seen, cure)
+def _stands_still(rows: Rows) -> bool:
+    moved = [row["kl"] for row in rows if row["kl"] is not None]
+    return bool(moved) and max(moved) < STILL_KL
+
+
+def _standstill(rows: Rows) -> Finding:
+    seen = f"there are gradients, and after {len(rows)} steps the policy is still the one of the start (KL 0)"
+    return Finding("learning rate too low", seen, "raise --optim.learning_rate by orders of magnitude", stops=True)
 
 
 def curve(values: Sequence[float], line: Trend, height: int = 9, column: int = 3) -> str:
@@ -158,7 +158,7 @@ def curve(values: Sequence[float], line: Trend, height: int = 9, column: int = 3
         for i, value in enumerate(series):
             grid[height - 1 - round((value - low) * scale)][column * i] = mark
     labels = {0: f"{high:.4f}", height - 1: f"{low:.4f}"}
-    lines = [f"{labels.get(r, ''):>9} │ {''.join(cells).rstrip()}" for r, cells in enumerate(grid)]
+    lines = [f"{labels.get(r, ''):>9} │ {''.join(cells)}".rstrip() for r, cells in enumerate(grid)]
     last = str(len(values))
     axis = f"{'':>9} └{'─' * (column * len(values))}"
     return "\n".join([*lines, axis, f"{'step':>9}   1{last:>{column * (len(values) - 1)}}"])

@@ -3,9 +3,11 @@
 The run is that of `gcpo-t2i train` with the same settings, but for what would hide the answer:
 
 - The first few training prompts, the same at every step: the curve is then of the policy and not of the prompts.
-- The reward is the mean brightness of the image. It is linear in every pixel, so every code has a part in it; images that
-  differ at all differ in it, so every group has signal; nothing in it is learned, thresholded or tied to a vocabulary.
-  A share of red pixels would be 0 for all images of a model that paints no red.
+- The reward is how red the image is, R − (G + B) / 2 on average over its pixels. It is linear in every pixel, so it has no
+  threshold and no ties, and codes add up in it; groups differ in it unless their images are equal or grey; it is not yet at
+  its limit for any model that draws. (A share of red pixels is 0 for every image of a model that draws none. Brightness is
+  at its limit on white backgrounds, and one code, the first of a background, decides most of it: with the embedded model
+  and its default learning rate such a run falls apart.)
 - The learning rate is at its peak after two steps and stays there: 20 steps of a warm-up of 500 would show nothing.
 """
 
@@ -24,7 +26,7 @@ from rich.console import Console
 
 from gcpo_t2i.config import ProbeConfig, RewardConfig, TrainConfig
 from gcpo_t2i.data import Prompt, PromptSampler
-from gcpo_t2i.diagnosis import curve, diagnose, spread, too_slow, trend, verdict
+from gcpo_t2i.diagnosis import curve, faults, spread, trend, verdict, why_not
 from gcpo_t2i.report import Report
 from gcpo_t2i.train import MAX_BAD_STEPS, Trainer
 
@@ -32,12 +34,13 @@ PROMPTS = 4  # different ones; a step repeats them to fill prompts_per_step
 WARMUP = 2
 
 
-def brightness(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-    """Mean of all pixels, from 0 (black) to 1 (white)."""
-    return [float(np.asarray(image.convert("L")).mean()) / 255 for image in images]
+def redness(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+    """Mean over all pixels of R − (G + B) / 2: 1 for a red image, 0 for a grey one, −1 for one in cyan."""
+    colors = [np.asarray(image.convert("RGB")).mean((0, 1)) / 255 for image in images]
+    return [float(red - (green + blue) / 2) for red, green, blue in colors]
 
 
-brightness.range = (0.0, 1.0)  # type: ignore[attr-defined]
+redness.range = (-1.0, 1.0)  # type: ignore[attr-defined]
 
 
 def probe(config: ProbeConfig) -> int:
@@ -46,14 +49,13 @@ def probe(config: ProbeConfig) -> int:
     rows = run(probe_settings(config, folder))
     rewards = [row["reward"] for row in rows]
     line, unit = trend(rewards), spread(rows)
-    rate = config.optim.learning_rate
-    findings = diagnose(rows, rate)
+    findings = faults(rows)
     said = verdict(line, unit, findings)
     if said != "learns" and not findings:
-        findings = [too_slow(rows, rate)]
+        findings = [why_not(rows, line, unit, config.optim.learning_rate)]
     console = Console(highlight=False)
     gain = f"{line.gain:+.4f} ± {line.error:.4f}"
-    console.print(f"\nreward (brightness) at each step, and its trend\n\n{curve(rewards, line)}\n")
+    console.print(f"\nreward (redness) at each step, and its trend\n\n{curve(rewards, line)}\n")
     console.print(
         f"[bold]{said}[/]: {gain} (standard error) in {len(rows)} steps, from {line.start:.4f}; images of a prompt differ by "
         f"{unit:.4f} (standard deviation)"
@@ -70,7 +72,7 @@ def probe_settings(config: ProbeConfig, folder: str) -> TrainConfig:
     same: dict[str, Any] = {item.name: getattr(config, item.name) for item in fields(TrainConfig)}
     optim = replace(config.optim, schedule="constant", warmup_steps=min(config.optim.warmup_steps, WARMUP))
     held_out = replace(config.eval, prompts=config.train_prompts, rewards=[])  # nothing is loaded for evaluations
-    rewards = [RewardConfig(f"{__name__}:{brightness.__name__}")]
+    rewards = [RewardConfig(f"{__name__}:{redness.__name__}")]
     return TrainConfig(**same | {"output_dir": folder, "rewards": rewards, "optim": optim, "eval": held_out})
 
 

@@ -21,9 +21,9 @@ from rewards.errors import RewardError
 def run(monkeypatch, capsys, tmp_path):
     """Runs `gcpo-t2i ARGUMENTS` in an empty folder; commands only record their config."""
     seen = []
-    record = SimpleNamespace(train=seen.append, pretrain=seen.append, sample=seen.append)
     for command in COMMANDS.values():
-        monkeypatch.setitem(sys.modules, command.run.partition(":")[0], record)
+        module, _, function = command.run.partition(":")
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{function: seen.append}))
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> SimpleNamespace:
@@ -115,6 +115,12 @@ def test_flags_of_every_type(run):
 def test_the_flags_that_scripts_use(run):
     names = ("output_dir", "steps", "seed", "algorithm", "prompts_per_step", "group_size", "guidance", "eval_every")
     assert {*names, "save_every", "resume", "overwrite"} <= set(_kinds(TrainConfig))
+
+
+def test_lists_take_commas_or_spaces(run):
+    for words in (["grpo,dapo"], ["grpo", "dapo"], ["[grpo, dapo]"]):
+        assert run("compare", "--algorithms", *words, "--seeds", "4").config.algorithms == ["grpo", "dapo"]
+    assert run("compare", "--seeds", "3", "1", "--jobs", "2").config.seeds == [3, 1]
 
 
 def test_yes_no_flags_take_a_value_or_none(run):
@@ -302,6 +308,12 @@ def test_errors_of_a_command_are_one_line(monkeypatch, capsys, exception):
     runs(monkeypatch, raises(exception))
     assert main(["train"]) == 2
     assert capsys.readouterr() == ("", f"gcpo-t2i: error: {exception}\n")
+
+
+def test_a_command_may_have_its_own_exit_code(monkeypatch, capsys):
+    runs(monkeypatch, lambda config: 1)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_ctrl_c(monkeypatch, capsys):

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gcpo_t2i.compare.figure import INSTALL, can_draw, draw
@@ -30,11 +32,12 @@ from gcpo_t2i.yaml_files import to_yaml
 
 PER_RUN = ("algorithm", "seed", "output_dir")  # settings that a comparison gives to each run
 SETTINGS = "compare.yaml"
-NOTE = """\
-Means over seeds and held-out prompts (every tag weighs the same), in brackets their 95 % intervals: bootstrap over seeds, and
-over prompts within tags. Differences are paired by seed and by prompt. Images: all that were sampled in training, per run.
-Minutes: of training steps, per run, with the runs beside it on the machine.
-"""
+SCORES = 7  # columns of a score, before those of the effects
+NOTE = (
+    "Means over seeds and held-out prompts (every tag weighs the same), with 95 % intervals in brackets: bootstrap over seeds "
+    "and, within tags, over prompts. Differences are paired by seed and by prompt. Images: all that a run sampled in training. "
+    "Minutes: of its training steps, beside the other runs."
+)
 
 
 def compare(config: CompareConfig) -> Path:
@@ -120,25 +123,35 @@ def _gpus(device: str | None) -> list[str]:
 def report(folder: Path, outcomes: list[Outcome], algorithms: list[str], console: Console) -> None:
     """Tables to the terminal and to files, and the figure of the first score."""
     scores = {label: rows for label, rows in compare_outcomes(outcomes, algorithms).items() if rows}
+    if not scores:
+        raise UserError(
+            "none of the scores of the evaluation applies to its prompts; use others, by --train.eval.rewards"
+        )
     _write(folder / "compare.json", json.dumps(as_json(scores), indent=2) + "\n")
     tables = [markdown(f"Held-out {label}", rows) for label, rows in scores.items()]
-    _write(folder / "compare.md", "\n".join([*tables, NOTE]))
+    _write(folder / "compare.md", "\n".join([*tables, f"{NOTE}\n"]))
     label, rows = next(iter(scores.items()))
-    console.print(_table(f"Held-out {label}", rows), NOTE)
+    console.print(*_tables(f"Held-out {label}", rows), NOTE)
     if can_draw():
         draw(folder / "compare.png", label, rows, outcomes)
     else:
-        console.print(f"compare.png needs matplotlib, which is missing: {INSTALL}, and the same command again draws it")
+        again = f"compare.png needs matplotlib, which is missing: {INSTALL}, and the same command again draws it"
+        console.print(again, markup=False)
 
 
-def _table(title: str, rows: list[Row]) -> Table:
+def _tables(title: str, rows: list[Row]) -> Iterator[Table]:
+    """Two that fit into a terminal: the scores, and the effects."""
     header, *lines = cells(rows)
-    table = Table(title=title, title_justify="left")
-    for name in header:
-        table.add_column(name, justify="left" if name == "algorithm" else "right")
-    for line in lines:
-        table.add_row(*line)
-    return table
+    parts = {title: range(SCORES)}
+    if len(header) > SCORES:
+        parts["Difference after training"] = [0, *range(SCORES, len(header))]
+    for name, columns in parts.items():
+        table = Table(title=name, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for column in columns:
+            table.add_column(header[column], justify="right" if column else "left")
+        for line in lines:
+            table.add_row(*(escape(line[column].replace(" [", "\n[")) for column in columns))
+        yield table
 
 
 def _write(path: Path, text: str) -> None:

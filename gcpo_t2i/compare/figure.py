@@ -42,7 +42,7 @@ def draw(path: Path, label: str, rows: Sequence[Row], outcomes: Sequence[Outcome
 
     baselines = list(rows[0].against)
     figure = Figure(figsize=(5.4 + 3.6 * (1 + bool(baselines)), 2.4 + 0.34 * len(rows)), layout="constrained")
-    panels: Any = figure.subplots(1, 2 + bool(baselines), width_ratios=[1.5, 1, 1][: 2 + bool(baselines)])
+    panels: Any = figure.subplots(1, 2 + bool(baselines), width_ratios=[1.4, 1, 1][: 2 + bool(baselines)])
     colors = {row.algorithm: f"C{i}" for i, row in enumerate(rows)}
     _curves(panels[0], rows, outcomes, colors)
     _scores(panels[1], label, rows, colors)

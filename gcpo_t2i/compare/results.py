@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +136,9 @@ def _rows(label: str, outcomes: Sequence[Outcome], algorithms: Sequence[str]) ->
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Header and lines of a table, as texts."""
+    """Header and lines of the table of one score, as texts."""
     baselines = list(rows[0].against)
-    header = ["algorithm", "seeds", "before", "after", "change", *(f"against {name}" for name in baselines)]
+    header = ["algorithm", "seeds", "before", "after", "change", "images", "minutes"]
     lines = [
         [
             row.algorithm,
@@ -146,13 +146,13 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
             f"{row.before.mean:.3f}",
             f"{row.after.mean:.3f} {_interval(row.after)}",
             f"{row.change.mean:+.3f} {_interval(row.change, '+')}",
-            *(_effect(row.against[name]) for name in baselines),
             f"{row.images:.0f}",
             f"{row.minutes:.1f}",
+            *(_effect(row.against[name]) for name in baselines),
         ]
         for row in rows
     ]
-    return [[*header, "images", "minutes"], *lines]
+    return [[*header, *(f"against {name}" for name in baselines)], *lines]
 
 
 def _interval(estimate: Estimate, sign: str = "") -> str:
@@ -172,6 +172,4 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
 
 def as_json(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """Plain values for compare.json: score → algorithm → everything that its row holds."""
-    from dataclasses import asdict
-
     return {label: {row.algorithm: asdict(row) for row in own} for label, own in rows.items()}
