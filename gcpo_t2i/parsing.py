@@ -43,7 +43,7 @@ def parse(
 
     parser = _parser(kind, prog, description)
     paths, given, rest = _split(kind, argv)
-    files = {path: read_yaml(path) if also is None else _without(also, kind, read_yaml(path)) for path in paths}
+    files = {path: _read(kind, path, group, also) for path, group in paths.items()}
     if saved := _run_to_resume(kind, given, files):
         files = {saved: read_yaml(saved)} | files
     parsed, in_files = None, {}
@@ -97,12 +97,14 @@ def _parser(kind: type[Any], prog: str, description: str) -> Any:
     )
     parser.add_argument("--print_config", action="store_true", help="Print all settings as YAML and exit.")
     parser.add_class_arguments(kind, None, default=asdict(kind()))
-    kinds, hints = _kinds(kind), get_type_hints(kind)
+    kinds, hints, groups = _kinds(kind), get_type_hints(kind), _whole_configs(kind)
     for action in parser._actions:
         if kinds.get(action.dest) is bool:
             action.nargs, action.const = "?", True  # --resume is --resume true
         elif action.dest in kinds:
             action.metavar = METAVARS.get(_describe(kinds[action.dest]).removesuffix(" or null"), action.metavar)
+        elif action.dest in groups:
+            action.metavar, action.help = "FILE", "YAML file with any of these settings, as for the command itself."
         elif action.dest in hints or action.dest.endswith(".help"):
             action.help = argparse.SUPPRESS  # a group's own file (--config does that), and help on list items
     return parser
@@ -129,10 +131,20 @@ def _item_class(annotation: Any) -> Any:
     return item if is_dataclass(item) else None
 
 
-def _split(kind: type[Any], argv: Sequence[str]) -> tuple[list[str], dict[str, str], list[str]]:
-    """Config files, options with the values as typed, and the arguments for jsonargparse, without the config files."""
-    kinds = _kinds(kind)
-    files: list[str] = []
+def _is_plain_list(annotation: Any) -> bool:
+    return get_origin(annotation) is list and _item_class(annotation) is None
+
+
+def _whole_configs(kind: type[Any]) -> list[str]:
+    """The settings that are the config of another command, and can be read from its files: `--train FILE`."""
+    return [name for name, annotation in get_type_hints(kind).items() if annotation is TrainConfig]
+
+
+def _split(kind: type[Any], argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Config files with the group that each is for ("" is all), options with the values as typed, and the arguments for
+    jsonargparse, without the config files."""
+    kinds, groups = _kinds(kind), _whole_configs(kind)
+    files: dict[str, str] = {}
     given: dict[str, str] = {}
     rest: list[str] = []
     queue = list(argv)
@@ -145,15 +157,17 @@ def _split(kind: type[Any], argv: Sequence[str]) -> tuple[list[str], dict[str, s
         if option in ("-h", "--help", "--print_config"):
             rest.append(token)
             continue
-        if not option.startswith("--") or key not in (*kinds, "config"):
-            known = (f"--{name}" for name in (*kinds, "config", "print_config", "help"))
+        if not option.startswith("--") or key not in (*kinds, *groups, "config"):
+            known = (f"--{name}" for name in (*kinds, *groups, "config", "print_config", "help"))
             raise UserError(f"unknown option '{option}'{did_you_mean(option, known)}")
         if not equals and queue and not _is_option(queue[0]):
             value = queue.pop(0)
+            while queue and not _is_option(queue[0]) and _is_plain_list(kinds.get(key)):
+                value += f",{queue.pop(0)}"  # --seeds 0 1 2
         if not value and kinds.get(key) is not bool:
             raise UserError(f"{option} needs a value")
-        if key == "config":
-            files.append(value)
+        if key == "config" or key in groups:
+            files[value] = key if key in groups else ""
         else:
             given[key] = value
             rest.append(f"{option}={_as_json(key, value, kinds[key])}" if value else option)
@@ -210,6 +224,14 @@ def _add_file(parser: Any, base: Any, kind: type[Any], path: str, content: dict[
         raise UserError(f"{path}: {_explain(str(error), kind, given)}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _read(kind: Any, path: str, group: str | None, also: Any) -> dict[str, Any]:
+    """The settings in a file: those of `group` if it is named, and none that only `also` has."""
+    content = read_yaml(path)
+    if also is not None:
+        content = _without(also, kind, content)
+    return {group: content} if group else content
 
 
 def _without(other: Any, kind: Any, content: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.evaluate import Evaluation
 from gcpo_t2i.files import whole_folder, write_text
+from gcpo_t2i.image_scores import scores_path, write_scores
 from gcpo_t2i.images import sample_grid
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.monitor import Monitor
@@ -146,7 +147,9 @@ class Report:
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         metrics = evaluation.metrics()
         self.evaluations.append((step, metrics))
-        self._write({"step": step, **metrics})
+        if self.main:
+            write_scores(scores_path(self.folder, step), evaluation)
+        self._write({"step": step, **metrics})  # last: an evaluation whose row is there is not made again
         main = next(iter(evaluation.scores))
         if f"eval/{main}" in metrics:
             score, half = metrics[f"eval/{main}"], metrics[f"eval/{main}_ci95"]

@@ -49,8 +49,8 @@ class Finding:
     range: tuple[float, float] | None = None
 
 
-def check(config: RewardsCheckConfig) -> None:
-    """Prints a table of scores and a verdict for each reward. SystemExit with code 1 if one of them fails."""
+def check(config: RewardsCheckConfig) -> int:
+    """Prints a table of scores and a verdict for each reward. Returns 1 if one of them fails, else 0."""
     console = Console()
     device = str(resolve_device(config.device))
     count, seed = config.num_images, config.seed
@@ -63,8 +63,7 @@ def check(config: RewardsCheckConfig) -> None:
     for finding in findings:
         style = "red" if finding.failed else "green" if finding.verdict == "ok" else "yellow"
         console.print(f"[bold]{escape(finding.name)}[/]: [{style}]{escape(finding.verdict)}[/]", soft_wrap=True)
-    if any(finding.failed for finding in findings):
-        raise SystemExit(1)
+    return int(any(finding.failed for finding in findings))
 
 
 # --- images -------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gcpo_t2i.algo.loss import kl_reweight, policy_loss, token_weights
 from gcpo_t2i.algo.rows import Algorithm
 from gcpo_t2i.config import TrainConfig
+from gcpo_t2i.errors import UserError
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.rollout import Batch
 
@@ -32,6 +33,10 @@ class Updater:
         self.policy, self.reference, self.config = policy, reference, config
         self.algorithm, self.accelerator = algorithm, accelerator
         self.parameters = policy.set_trainable()
+        if not any(parameter.requires_grad for parameter in self.parameters):
+            raise UserError(
+                "the model has nothing to train: set_trainable() returned no parameter that takes a gradient"
+            )
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
@@ -55,6 +60,10 @@ class Updater:
         metrics: Metrics = {}
         for rows in torch.arange(len(tokens), device=tokens.device).split(self.config.micro_batch_size):
             logp, entropy = self._score(self.policy, batch, rows)
+            if not logp.requires_grad:
+                raise UserError(
+                    "the log-probs of the model have no gradient: what set_trainable() returned has no part in them"
+                )
             if first:
                 old_logp[rows] = logp.detach()
             loss, parts = policy_loss(

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import write_text
 
@@ -38,11 +37,12 @@ for _kind in (Loader, Dumper):
     )
 
 
+Dumper.add_representer(tuple, Dumper.represent_list)  # YAML has no tuples
+
+
 def to_yaml(config: Any) -> str:
     """All settings as YAML, except those that concern one invocation only (resume, overwrite)."""
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("resume", "overwrite")}
-    if isinstance(config, TrainConfig):
-        settings["optim"]["betas"] = list(config.optim.betas)  # YAML has no tuples
     return yaml.dump(settings, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 

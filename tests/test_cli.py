@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import gcpo_t2i
-from gcpo_t2i.cli import COMMANDS, main
+from gcpo_t2i.cli import main
+from gcpo_t2i.commands import COMMANDS
 from gcpo_t2i.config import PretrainConfig, RewardConfig, RewardsCheckConfig, SampleConfig, TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.parsing import _kinds, _parser, load_config, parse
@@ -115,6 +116,12 @@ def test_flags_of_every_type(run):
 def test_the_flags_that_scripts_use(run):
     names = ("output_dir", "steps", "seed", "algorithm", "prompts_per_step", "group_size", "guidance", "eval_every")
     assert {*names, "save_every", "resume", "overwrite"} <= set(_kinds(TrainConfig))
+
+
+def test_lists_take_commas_or_spaces(run):
+    for words in (["grpo,dapo"], ["grpo", "dapo"], ["[grpo, dapo]"]):
+        assert run("compare", "--algorithms", *words, "--seeds", "4").config.algorithms == ["grpo", "dapo"]
+    assert run("compare", "--seeds", "3", "1", "--jobs", "2").config.seeds == [3, 1]
 
 
 def test_yes_no_flags_take_a_value_or_none(run):
@@ -334,6 +341,12 @@ def test_errors_of_a_command_are_one_line(monkeypatch, capsys, exception):
     runs(monkeypatch, raises(exception))
     assert main(["train"]) == 2
     assert capsys.readouterr() == ("", f"gcpo-t2i: error: {exception}\n")
+
+
+def test_a_command_may_have_its_own_exit_code(monkeypatch, capsys):
+    runs(monkeypatch, lambda config: 1)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_ctrl_c(monkeypatch, capsys):

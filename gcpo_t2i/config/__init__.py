@@ -7,10 +7,12 @@ Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new fi
 """
 
 from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
+from gcpo_t2i.config.compare import CompareConfig
 from gcpo_t2i.config.env import EnvConfig
 from gcpo_t2i.config.evaluation import EvaluationConfig
 from gcpo_t2i.config.plan import PlanConfig
 from gcpo_t2i.config.pretrain import PretrainConfig
+from gcpo_t2i.config.probe import ProbeConfig
 from gcpo_t2i.config.rewards_check import RewardsCheckConfig
 from gcpo_t2i.config.sample import SampleConfig
 from gcpo_t2i.config.train import (
@@ -27,6 +29,7 @@ from gcpo_t2i.config.train import (
 )
 
 __all__ = [
+    "CompareConfig",
     "ConfigError",
     "CreditConfig",
     "EnvConfig",
@@ -38,6 +41,7 @@ __all__ = [
     "OptimConfig",
     "PlanConfig",
     "PretrainConfig",
+    "ProbeConfig",
     "RewardConfig",
     "RewardsCheckConfig",
     "SampleConfig",

@@ -1,0 +1,156 @@
+"""The commands of the command line, each a row: a config dataclass, the function that gets it, and words for `--help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gcpo_t2i.config import (
+    CompareConfig,
+    EnvConfig,
+    EvaluationConfig,
+    PlanConfig,
+    PretrainConfig,
+    ProbeConfig,
+    RewardsCheckConfig,
+    SampleConfig,
+    TrainConfig,
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """`run` is called with a `config` and returns where its results are, an exit code, or None. A file for --config may hold
+    `also` the settings of that class, which are left out."""
+
+    config: type[Any]
+    run: str
+    summary: str
+    details: str
+    also: type[Any] | None = None
+
+
+COMMANDS = {
+    "train": Command(
+        TrainConfig,
+        "gcpo_t2i.train:train",
+        "fine-tune a text-to-image model by reinforcement learning",
+        """\
+Fine-tune an autoregressive text-to-image model by reinforcement learning. Without any option: the model,
+prompts and rewards that ship with the package, on the CPU if there is no GPU, results in runs/.
+
+  gcpo-t2i train
+  gcpo-t2i train --algorithm grpo --steps 100 --output_dir runs/grpo
+  gcpo-t2i train --config configs/shapesworld_grpo.yaml --optim.learning_rate 5e-5
+  gcpo-t2i train --rewards '[{"name": "clip", "weight": 0.5}, {"name": "my_reward.py:score"}]'
+  gcpo-t2i train --output_dir runs/grpo --resume""",
+    ),
+    "eval": Command(
+        EvaluationConfig,
+        "gcpo_t2i.evals.command:evaluate",
+        "score a model, or a folder of images, on GenEval's kind of prompts; compare two",
+        """\
+Score a model on prompts in GenEval's format. Writes GenEval's own layout of images, results.jsonl,
+scores.json, and the recipe that the numbers were made with; prints the scores per tag and over all tags,
+with 95 % intervals. Or score a folder of images that somebody else made; or compare two evaluations.
+
+  gcpo-t2i eval
+  gcpo-t2i eval --model runs/grpo/policy --prompts evaluation_metadata.jsonl --output_dir evals/grpo
+  gcpo-t2i eval --model runs/grpo/policy --against evals/base
+  gcpo-t2i eval --images folder/of/images
+  gcpo-t2i eval --results evals/grpo --against evals/base""",
+    ),
+    "plan": Command(
+        PlanConfig,
+        "gcpo_t2i.plan:plan",
+        "what a training run will take: batches, passes, memory, time",
+        """\
+What a training run will take, before it is started: batch arithmetic, passes through the model, memory by
+part, and the time per step and per run. Options are those of train; nothing is written.
+
+  gcpo-t2i plan
+  gcpo-t2i plan --group_size 16 --micro_batch_size 8
+  gcpo-t2i plan --config configs/shapesworld_grpo.yaml --processes 4
+  gcpo-t2i plan --measure false --device cuda               # without a GPU at hand: no times""",
+    ),
+    "probe": Command(
+        ProbeConfig,
+        "gcpo_t2i.probe:probe",
+        "does a set-up learn at all? A minute's answer, with the likely cause if not",
+        """\
+Does this set-up learn at all? A few steps with the model, algorithm, batch, precision and learning rate of a
+run, on four fixed prompts and with a reward that every model can raise: the redness of the image.
+Says learns, does not learn or unclear, shows the curve, and names the likely cause if it does not.
+Exit code 0 if it learns, else 1.
+
+It takes every option of train, so that the command or the settings file of a run can be probed as it is.
+Rewards, evaluation, checkpoints, warm-up and schedule of the run are not used.
+
+  gcpo-t2i probe
+  gcpo-t2i probe --model my/policy --algorithm grpo --optim.learning_rate 1e-5 --dtype bfloat16
+  gcpo-t2i probe --config my_run.yaml --steps 20 --output_dir runs/probe""",
+    ),
+    "compare": Command(
+        CompareConfig,
+        "gcpo_t2i.compare:compare",
+        "train several algorithms with several seeds; a table and a figure with intervals",
+        """\
+Train every algorithm with every seed, with the same settings otherwise and in parallel processes, and compare
+them on the same held-out images: one table and one figure, with intervals over seeds and prompts, and each
+algorithm's difference to grpo and to random_credit. The same command again goes on where it was.
+
+Settings that all runs share are given as --train.KEY, or as --train FILE with the settings of a run; its
+algorithm, seed and output_dir are replaced.
+
+  gcpo-t2i compare
+  gcpo-t2i compare --algorithms grpo guidance_gcpo random_credit --seeds 0 1 2 3 4 --output_dir runs/credit
+  gcpo-t2i compare --train.steps 50 --train.updates_per_rollout 2 --jobs 2
+  gcpo-t2i compare --train my_run.yaml --train.optim.learning_rate 2e-4""",
+    ),
+    "pretrain": Command(
+        PretrainConfig,
+        "gcpo_t2i.shapes.pretrain:pretrain",
+        "make the shipped ShapesWorld checkpoints again from nothing",
+        """\
+Make the checkpoints that ship with the package again, from nothing: image tokenizer (vq), generator,
+tiny CLIP, aesthetic head.
+
+  gcpo-t2i pretrain --output_dir checkpoints
+  gcpo-t2i pretrain --output_dir checkpoints --resume""",
+    ),
+    "sample": Command(
+        SampleConfig,
+        "gcpo_t2i.sample:sample",
+        "make images from prompts",
+        """\
+Make images from a prompt, or from a file of prompts: one PNG each, and a grid of them all.
+
+  gcpo-t2i sample --prompt "a photo of a red circle"
+  gcpo-t2i sample --model runs/grpo/policy --prompts shapesworld:heldout --num_images 2 --out samples/grpo""",
+    ),
+    "rewards check": Command(
+        RewardsCheckConfig,
+        "gcpo_t2i.rewards_check:check",
+        "score known good, bad and blank images: what does each reward say?",
+        """\
+Score images that are known to be good, bad, blank and noise with each reward, and show what it says, how long it
+takes, and whether it tells good from bad. The exit code is 1 if a reward fails: it raises, or returns NaN, a value
+out of its range, or the wrong number of scores.
+
+  gcpo-t2i rewards check
+  gcpo-t2i rewards check --rewards '[{"name": "my_reward.py:score"}]'
+  gcpo-t2i rewards check --config configs/shapesworld_grpo.yaml
+  gcpo-t2i rewards check --images known.jsonl --rewards '[{"name": "clip"}]'""",
+        also=TrainConfig,
+    ),
+    "env": Command(
+        EnvConfig,
+        "gcpo_t2i.env:env",
+        "versions and hardware, for a bug report",
+        """\
+Versions and hardware as Markdown, to be pasted into a bug report. It names no user, host or folder.
+
+  gcpo-t2i env
+  gcpo-t2i env --json""",
+    ),
+}
