@@ -70,8 +70,7 @@ def make_plan(config: PlanConfig) -> Plan:
     counts = Counts.of(config, sizes)
     sampler = PromptSampler(load_prompts(config.train_prompts), config.seed, config.train_mix)
     load_prompts(config.eval.prompts)
-    elsewhere = config.device is not None and not config.measure
-    device = named_device(config.device) if elsewhere else resolve_device(config.device)
+    device = resolve_device(config.device) if config.measure or config.device is None else named_device(config.device)
     on_cpu = device.type == "cpu"
     here = config.measure or on_cpu  # whether what a device holds can be asked
     policy_class(folder)  # its libraries count before the weights do
