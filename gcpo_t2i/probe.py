@@ -6,8 +6,7 @@ The run is that of `gcpo-t2i train` with the same settings, but for what would h
 - The reward is how red the image is, R − (G + B) / 2 on average over its pixels. It is linear in every pixel, so it has no
   threshold and no ties, and codes add up in it; groups differ in it unless their images are equal or grey; it is not yet at
   its limit for any model that draws. (A share of red pixels is 0 for every image of a model that draws none. Brightness is
-  at its limit on white backgrounds, and one code, the first of a background, decides most of it: with the embedded model
-  and its default learning rate such a run falls apart.)
+  at its limit on white backgrounds, and falls with the embedded model and its default learning rate: see docs/probe.md.)
 - The learning rate is at its peak after two steps and stays there: 20 steps of a warm-up of 500 would show nothing.
 """
 

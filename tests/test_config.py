@@ -10,12 +10,14 @@ import yaml
 
 from gcpo_t2i.algo.rows import ROWS
 from gcpo_t2i.config import (
+    CompareConfig,
     ConfigError,
     CreditConfig,
     EvalConfig,
     LossConfig,
     OptimConfig,
     PretrainConfig,
+    ProbeConfig,
     RewardConfig,
     SampleConfig,
     TrainConfig,
@@ -37,7 +39,9 @@ def fails(config) -> tuple[str, str]:
     return caught.value.key, str(caught.value)
 
 
-@pytest.mark.parametrize("config", [TrainConfig(), SampleConfig(prompt="x"), PretrainConfig()])
+@pytest.mark.parametrize(
+    "config", [TrainConfig(), SampleConfig(prompt="x"), PretrainConfig(), ProbeConfig(), CompareConfig()]
+)
 def test_defaults_are_valid(config):
     validate(config)
 

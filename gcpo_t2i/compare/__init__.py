@@ -141,7 +141,7 @@ def report(folder: Path, outcomes: list[Outcome], algorithms: list[str], console
 def _tables(title: str, rows: list[Row]) -> Iterator[Table]:
     """Two that fit into a terminal: the scores, and the effects."""
     header, *lines = cells(rows)
-    parts = {title: range(SCORES)}
+    parts = {title: list(range(SCORES))}
     if len(header) > SCORES:
         parts["Difference after training"] = [0, *range(SCORES, len(header))]
     for name, columns in parts.items():

@@ -38,7 +38,7 @@ def band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def draw(path: Path, label: str, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> None:
     """Writes a PNG: rewards over steps, `label` at the end, and its difference to the baselines."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
     baselines = list(rows[0].against)
     figure = Figure(figsize=(5.4 + 3.6 * (1 + bool(baselines)), 2.4 + 0.34 * len(rows)), layout="constrained")
@@ -76,7 +76,6 @@ def _scores(axes: Any, label: str, rows: Sequence[Row], colors: dict[str, str]) 
     axes.axvline(rows[0].before.mean, color="0.5", linestyle="--", linewidth=1, label="before training")
     axes.set_title(f"held-out {label}", loc="left")
     axes.set_xlabel("95 % over seeds and prompts; | one seed")
-    axes.legend(frameon=False, fontsize="small")
     _names(axes, rows)
 
 
@@ -90,7 +89,6 @@ def _effects(axes: Any, baselines: Sequence[str], rows: Sequence[Row], colors: d
     axes.axvline(0, color="0.5", linewidth=1)
     axes.set_title("difference, paired", loc="left")
     axes.set_xlabel("95 % over seeds and prompts")
-    axes.legend(frameon=False, fontsize="small")
     _names(axes, rows)
 
 
@@ -100,5 +98,8 @@ def _bar(axes: Any, estimate: Estimate, height: float, marker: str, color: str) 
 
 
 def _names(axes: Any, rows: Sequence[Row]) -> None:
+    """An algorithm per line, and the legend."""
     axes.set_yticks(range(len(rows)), [row.algorithm for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first one on top
+    axes.set_ylim(len(rows) - 0.4, -1.2)  # the first one on top, and over it the legend
+    axes.locator_params(axis="x", nbins=5)
+    axes.legend(frameon=False, fontsize="small", loc="upper right")
