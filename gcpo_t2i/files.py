@@ -65,6 +65,15 @@ def delete_folder(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Deletes what writes and deletions left in a folder when the process was killed in the middle of them."""
+    for path in [*folder.glob(".partial-*"), *folder.glob(".deleted-*")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def _sync(path: Path) -> None:
     """Waits until the disk has it: a rename may otherwise survive a power cut that the contents do not."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from gcpo_t2i.checkpoint import about, all_in
 from gcpo_t2i.config import TrainConfig, share_of_prompts
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.files import clear_leftovers
 from gcpo_t2i.folders import check_output_dir, locked, next_run_dir, remove_output
 from gcpo_t2i.models import load_policy
 from gcpo_t2i.models.policy import Policy
@@ -99,6 +100,7 @@ def open_run(config: TrainConfig, accelerator: Accelerator) -> Iterator[Run]:
         if accelerator.is_main_process:
             folder = _claim(config, stack)
             checkpoint, notes = _to_resume(folder, config) if config.resume else (None, [])
+            clear_leftovers(folder)
             if config.overwrite:
                 remove_output(folder, "config.yaml", "run")
             found = [(str(folder), checkpoint, notes)]

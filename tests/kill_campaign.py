@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m tests.kill_campaign FOLDER --kills 200 -- train --steps 6 --save_every 2 …
 
-Every run is a fork of this process, which has imported everything and has no threads. Half of the kills come from outside
-at a random time, half from inside before a random write. The last line is JSON: how many, where, and what was lost.
+Every run is a fork of this process, which has no threads, and has imported everything, so that a kill at a random time
+falls into the run and not into its imports. Half of the kills come from outside at a random time, half from inside before
+a random write. The last line is JSON: how many, where, and what was lost.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gcpo_t2i.models.llamagen
 import gcpo_t2i.train
 from gcpo_t2i import checkpoint, files, report
 from gcpo_t2i.cli import main as gcpo_t2i

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gcpo_t2i.cli import main
 from tests.test_resume import arguments, same_run
@@ -38,7 +39,11 @@ def test_a_disk_that_fails_in_mid_run(arguments: list[str], tmp_path: Path, how:
     disk.mkdir()
     run = ["--output_dir", str(disk / "run"), "--steps", "2000", "--optim.schedule", "constant"]
     command = ["unshare", "-rm", "bash", "-c", SCRIPT, "-", str(disk), "60000", how]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     done = subprocess.run(
         [*command, sys.executable, "-m", "gcpo_t2i", *arguments, *run], env=environment, capture_output=True, text=True
     )
