@@ -15,6 +15,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from gcpo_t2i.cli import main
+from tests.tiny import train_command
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Place:
         return str(path)
 
     def train(self, *options: str) -> list[str]:
-        return [*base(self.model, self.rewards, self.tmp), "--output_dir", str(self.tmp / "run"), *options]
+        return [*base(self.model, self.rewards, self.tmp), *options]
 
     def config(self, content: str | bytes) -> list[str]:
         return self.train("--config", self.file("my.yaml", content))
@@ -58,26 +59,9 @@ class Place:
 
 
 def base(model: Path, rewards: Path, folder: Path) -> list[str]:
-    """A run of two tiny steps."""
-    prompts = folder / "good.txt"
-    prompts.write_text("a photo of a red circle\na blue square\n")
-    reward = json.dumps([{"name": f"{rewards}:bright"}])
-    return [
-        *("train", "--model", str(model), "--train_prompts", str(prompts), "--eval.prompts", str(prompts)),
-        *(
-            "--rewards",
-            reward,
-            "--eval.rewards",
-            reward,
-            "--prompts_per_step",
-            "2",
-            "--group_size",
-            "2",
-            "--steps",
-            "2",
-        ),
-        *("--eval.num_prompts", "2", "--eval.samples_per_prompt", "1", "--save_every", "1", "--device", "cpu"),
-    ]
+    """A run of two steps with a checkpoint after each."""
+    small = ["--group_size", "2", "--steps", "2", "--save_every", "1", "--eval.num_prompts", "2"]
+    return [*train_command(model, rewards, folder), *small, "--eval.samples_per_prompt", "1"]
 
 
 def cut(path: Path) -> None:
@@ -252,7 +236,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, reward_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    assert main([*base(tiny_folder, reward_file, folder), "--output_dir", str(folder / "run")]) == 0
+    assert main(base(tiny_folder, reward_file, folder)) == 0
     return folder / "run"
 
 

@@ -10,6 +10,7 @@ import torch
 
 from gcpo_t2i.cli import main
 from gcpo_t2i.models import load_policy
+from tests.tiny import train_command
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -27,25 +28,8 @@ def test_rollout_and_replay_agree_on_cuda(tiny_folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_training_runs_on_cuda(tiny_folder: Path, reward_file: Path, tmp_path: Path, dtype: str) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a photo of a red circle\na blue square\n")
-    reward = json.dumps([{"name": f"{reward_file}:bright"}])
-    command = [
-        *("train", "--model", str(tiny_folder), "--train_prompts", str(prompts), "--eval.prompts", str(prompts)),
-        *(
-            "--rewards",
-            reward,
-            "--eval.rewards",
-            reward,
-            "--prompts_per_step",
-            "2",
-            "--group_size",
-            "4",
-            "--steps",
-            "3",
-        ),
-        *("--eval.num_prompts", "2", "--loss.beta", "0.01", "--dtype", dtype, "--output_dir", str(tmp_path / "run")),
-    ]
+    own = ["--device", "cuda", "--loss.beta", "0.01", "--dtype", dtype]
+    command = [*train_command(tiny_folder, reward_file, tmp_path), *own]
     assert main(command) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "reward" in row]

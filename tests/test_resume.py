@@ -20,21 +20,15 @@ from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.resume import as_json, check_settings, differences
 from tests.test_train import TIMES
+from tests.tiny import train_command
 
 STEPS = 6
 
 
 @pytest.fixture
 def arguments(tiny_folder: Path, reward_file: Path, tmp_path: Path) -> list[str]:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a photo of a red circle\na blue square\ntwo red square\n")
-    reward = json.dumps([{"name": f"{reward_file}:bright"}])
-    return [
-        *("train", "--model", str(tiny_folder), "--train_prompts", str(prompts), "--eval.prompts", str(prompts)),
-        *("--rewards", reward, "--eval.rewards", reward, "--prompts_per_step", "2", "--group_size", "4"),
-        *("--steps", str(STEPS), "--save_every", "2", "--eval_every", "3", "--device", "cpu"),
-        *("--eval.num_prompts", "3", "--eval.samples_per_prompt", "2"),
-    ]
+    own = ["--steps", str(STEPS), "--save_every", "2", "--eval_every", "3"]
+    return [*train_command(tiny_folder, reward_file, tmp_path), *own]
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from gcpo_t2i.cli import main
 from gcpo_t2i.config import OptimConfig
 from gcpo_t2i.train import diversity, learning_rate
+from tests.tiny import train_command
 
 TIMES = {
     "step_time",
@@ -45,15 +46,7 @@ STEP_METRICS = TIMES | {
 
 @pytest.fixture
 def command(tiny_folder: Path, reward_file: Path, tmp_path: Path) -> list[str]:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a photo of a red circle\na blue square\ntwo red square\n")
-    reward = json.dumps([{"name": f"{reward_file}:bright"}])
-    return [
-        *("train", "--model", str(tiny_folder), "--train_prompts", str(prompts), "--eval.prompts", str(prompts)),
-        *("--rewards", reward, "--eval.rewards", reward, "--prompts_per_step", "2", "--group_size", "4"),
-        *("--output_dir", str(tmp_path / "run"), "--steps", "3", "--device", "cpu"),
-        *("--eval.num_prompts", "3", "--eval.samples_per_prompt", "2"),
-    ]
+    return train_command(tiny_folder, reward_file, tmp_path)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
