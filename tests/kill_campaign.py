@@ -1,6 +1,6 @@
 """Kills training runs with SIGKILL, resumes them, and compares them with one that was left alone.
 
-    OMP_NUM_THREADS=1 python -m tests.kill_campaign FOLDER --kills 200 -- train --steps 6 --save_every 2 …
+    python -m tests.kill_campaign FOLDER --kills 200
 
 Every run is a fork of this process, which has no threads, and has imported everything, so that a kill at a random time
 falls into the run and not into its imports. Half of the kills come from outside at a random time, half from inside before
@@ -15,18 +15,20 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import gcpo_t2i.models.llamagen
 import gcpo_t2i.train
 from gcpo_t2i import checkpoint, files, report
 from gcpo_t2i.cli import main as gcpo_t2i
 from tests.test_train import TIMES
+from tests.tiny import BRIGHT, train_command, write_tiny_policy
 
 WRITES = (
     (checkpoint, "save_file"),
@@ -144,14 +146,23 @@ def campaign(arguments: list[str], folder: Path, kills: int, rng: random.Random)
     }
 
 
+def set_up(folder: Path) -> list[str]:
+    """A run of six steps with three checkpoints, and an evaluation in the middle."""
+    rewards = folder / "my_rewards.py"
+    rewards.write_text(BRIGHT)
+    command = train_command(write_tiny_policy(folder), rewards, folder)
+    return [*command, "--steps", "6", "--save_every", "2", "--eval_every", "3"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="an empty folder, for the runs")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    split = sys.argv.index("--")
-    args = parser.parse_args(sys.argv[1:split])
-    print(json.dumps(campaign(sys.argv[split + 1 :], args.folder, args.kills, random.Random(args.seed))))
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # before anything computes: a fork does not take threads along
+    print(json.dumps(campaign(set_up(args.folder), args.folder, args.kills, random.Random(args.seed))))
 
 
 if __name__ == "__main__":

@@ -75,11 +75,11 @@ def test_a_signal_saves_and_says_how_to_go_on(arguments: list[str], tmp_path: Pa
     same_run(tmp_path / "whole", run)
 
 
-def test_kill_9_at_any_moment_loses_nothing(arguments: list[str], tmp_path: Path) -> None:
+def test_kill_9_at_any_moment_loses_nothing(tmp_path: Path) -> None:
     """Twenty-four kills: at random times, and before random writes, most of which belong to a checkpoint."""
-    command = [sys.executable, "-m", "tests.kill_campaign", str(tmp_path), "--kills", "24", "--seed", "0", "--"]
+    command = [sys.executable, "-m", "tests.kill_campaign", str(tmp_path), "--kills", "24", "--seed", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] >= 24 and found["lost"] == []
