@@ -146,4 +146,5 @@ def load(folder: Path, state: TrainState, process: int = 0, processes: int = 1) 
 
 
 def _damaged(folder: Path, error: BaseException) -> UserError:
-    return UserError(f"{folder}: the checkpoint cannot be read ({error}); delete it to go on from the one before")
+    why = str(error).partition(". ")[0]  # torch goes on for lines
+    return UserError(f"{folder}: the checkpoint cannot be read ({why}); delete it to go on from the one before")
