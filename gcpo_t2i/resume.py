@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -21,19 +21,22 @@ INEXACT = {
 }
 
 
-def as_json(config: TrainConfig) -> dict[str, Any]:
+def settings_as_json(config: TrainConfig) -> dict[str, Any]:
     """The settings as they are after a round trip through JSON: lists for tuples."""
     return json.loads(json.dumps(asdict(config)))
 
 
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, saved value, value now) of the settings that both have and that differ, without the free ones."""
-    for key in saved.keys() & now.keys():
-        name, one, other = f"{prefix}{key}", saved[key], now[key]
-        if name in FREE:
+def differences(
+    saved: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = (), prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, saved value, value now) of the settings that both have and that differ, in the order of `now`."""
+    for key in now:
+        name = f"{prefix}{key}"
+        if key not in saved or name in ignored:
             continue
+        one, other = saved[key], now[key]
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from differences(one, other, f"{name}.")
+            yield from differences(one, other, ignored, f"{name}.")
         elif one != other:
             yield name, one, other
 
@@ -43,7 +46,7 @@ def check_settings(folder: str, found: Mapping[str, Any], config: TrainConfig) -
 
     UserError, which names every key and both values, where the checkpoint is of a run with other settings.
     """
-    changed = sorted(differences(found["settings"], as_json(config)))
+    changed = sorted(differences(found["settings"], settings_as_json(config), FREE))
     shown = {name: f"{name} {json.dumps(one)} → {json.dumps(other)}" for name, one, other in changed}
     if refused := [text for name, text in shown.items() if name not in INEXACT]:
         raise UserError(

@@ -24,7 +24,7 @@ from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.files import cannot_write
 from gcpo_t2i.monitor import Watch, watched_rewards
 from gcpo_t2i.report import Report
-from gcpo_t2i.resume import as_json
+from gcpo_t2i.resume import settings_as_json
 from gcpo_t2i.rollout import Batch, Sampling, collect, replay, sample_batch
 from gcpo_t2i.run import Run, load_model, make_accelerator, open_run, peak_memory_mb
 from gcpo_t2i.scoring import RewardSet, scored_name
@@ -183,7 +183,7 @@ class Trainer:
         """Writes a checkpoint of this step, unless it is there."""
         randoms = gather_object([self.state.random()])
         if self.accelerator.is_main_process and not (run.folder / f"checkpoint-{self.state.step}").exists():
-            checkpoint.save(run.folder, self.state, as_json(self.config), randoms, self.config.keep_last)
+            checkpoint.save(run.folder, self.state, settings_as_json(self.config), randoms, self.config.keep_last)
 
     def _fresh_prompts(self) -> Iterator[list[Prompt]]:
         """This process's share of the next prompts, for as long as they are asked for."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from gcpo_t2i.cli import main
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.resume import as_json, check_settings, differences
+from gcpo_t2i.resume import FREE, check_settings, differences, settings_as_json
 from tests.test_train import TIMES
 from tests.tiny import train_command
 
@@ -90,7 +90,7 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path: Path) -> None:
 
 
 def contradictions(**changes: Any) -> str:
-    saved = {"settings": as_json(TrainConfig(steps=9)), "step": 4}
+    saved = {"settings": settings_as_json(TrainConfig(steps=9)), "step": 4}
     with pytest.raises(UserError) as caught:
         check_settings("checkpoint-4", saved, TrainConfig(**{"steps": 9, **changes}))
     return str(caught.value)
@@ -103,16 +103,16 @@ def test_contradicting_settings_are_named_with_both_values() -> None:
 
 
 def test_settings_that_no_weight_depends_on_may_change() -> None:
-    saved = {"settings": as_json(TrainConfig(steps=9)), "step": 4}
+    saved = {"settings": settings_as_json(TrainConfig(steps=9)), "step": 4}
     assert check_settings("x", saved, TrainConfig(steps=9, save_every=1, keep_last=None, eval_every=3)) == []
     notes = check_settings("x", saved, TrainConfig(steps=12, micro_batch_size=4))
     assert [note.split(":")[0] for note in notes] == ["micro_batch_size 16 → 4", "steps 9 → 12"]
 
 
 def test_differences_of_nested_settings() -> None:
-    saved, now = as_json(TrainConfig()), as_json(TrainConfig())
+    saved, now = settings_as_json(TrainConfig()), settings_as_json(TrainConfig())
     now["loss"]["beta"], now["log"]["images_every"] = 0.5, 1
-    assert list(differences(saved, now)) == [("loss.beta", 0.02, 0.5)]
+    assert list(differences(saved, now, FREE)) == [("loss.beta", 0.02, 0.5)]
 
 
 def test_a_contradiction_leaves_the_run_as_it_is(

@@ -13,9 +13,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,6 +28,7 @@ from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import write_text
 from gcpo_t2i.folders import check_output_dir, locked
 from gcpo_t2i.parsing import load_config
+from gcpo_t2i.resume import differences, settings_as_json
 from gcpo_t2i.yaml_files import to_yaml
 
 PER_RUN = ("algorithm", "seed", "output_dir")  # settings that a comparison gives to each run
@@ -81,22 +81,13 @@ def open_comparison(folder: Path, shared: TrainConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, to_yaml(shared))
         return
-    there, wanted = _settings(load_config(path)), _settings(shared)
-    other = [f"train.{key} (there {there[key]}, now {wanted[key]})" for key in wanted if there[key] != wanted[key]]
+    changed = differences(settings_as_json(load_config(path)), settings_as_json(shared))
+    other = [f"train.{key} (there {there}, now {wanted})" for key, there, wanted in changed]
     if other:
         raise UserError(
             f"'{folder}' holds a comparison with other settings: {', '.join(other)}; take its own with --train {path}, or "
             "name another --output_dir"
         )
-
-
-def _settings(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key → value."""
-    found: dict[str, Any] = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        found |= _settings(value, f"{prefix}{item.name}.") if is_dataclass(value) else {prefix + item.name: value}
-    return found
 
 
 def environments(config: CompareConfig) -> list[dict[str, str]]:

@@ -31,7 +31,7 @@ from gcpo_t2i.evals.recipe import (
 )
 from gcpo_t2i.evals.results import RESULTS, Results, make_rows, read_results, write_results
 from gcpo_t2i.evals.tables import change_table, described, score_table
-from gcpo_t2i.files import whole_file
+from gcpo_t2i.files import write_text
 from gcpo_t2i.folders import check_output_dir, next_run_dir, remove_output
 from gcpo_t2i.run import resolve_device
 from gcpo_t2i.scoring import RewardSet, Scores, scored_name
@@ -163,5 +163,4 @@ def show_comparison(ours: Results, other: Results, console: Console) -> None:
     console.print(change_table(changes))
     content = {"other": str(other.folder), "policy": other.recipe["policy"]}
     content |= {"changes": {label: change.as_json() for label, change in changes.items()}}
-    with whole_file(ours.folder / COMPARISON) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(ours.folder / COMPARISON, json.dumps(content, indent=2) + "\n")

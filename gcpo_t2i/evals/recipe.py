@@ -17,7 +17,7 @@ from gcpo_t2i.config.evaluation import DEFAULT_PROMPTS
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.evals.layout import canonical
-from gcpo_t2i.files import whole_file
+from gcpo_t2i.files import write_text
 from gcpo_t2i.models import FAMILIES
 from gcpo_t2i.models.folder import read_index
 from gcpo_t2i.run import model_folder, use_bfloat16
@@ -137,8 +137,7 @@ def _shown(flat: Mapping[str, Any], key: str) -> str:
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:
-    with whole_file(folder / RECIPE) as partial:
-        partial.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / RECIPE, json.dumps(recipe, indent=2) + "\n")
 
 
 def read_recipe(folder: Path) -> Recipe:
