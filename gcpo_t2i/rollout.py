@@ -150,18 +150,22 @@ def sample_batch(
 
 @torch.no_grad()
 def replay(policy: Policy, batch: Batch, micro_batch_size: int, temperature: float = 1.0) -> Batch:
-    """The batch with cond_logp and null_logp scored again (teacher-forced) by the policy as it is now.
-
-    Statistics over the vocabulary, such as exact_kl, are left out: scoring does not give them.
-    """
-
-    def score(condition: Condition) -> Tensor:
-        rows = torch.arange(len(batch.rollout.tokens), device=batch.rollout.tokens.device).split(micro_batch_size)
-        parts = [(condition[r // batch.group], batch.rollout.tokens[r]) for r in rows]
-        return torch.cat([policy.logp(prompt, tokens, temperature=temperature).logp for prompt, tokens in parts])
-
-    null = None if batch.null is None else score(batch.null)
-    return replace(batch, rollout=replace(batch.rollout, cond_logp=score(batch.cond), null_logp=null, stats={}))
+    """The batch with what the credit reads scored again (teacher-forced) by the policy as it is now."""
+    tokens = batch.rollout.tokens
+    stats = [name for name in batch.rollout.stats if name != "entropy"]  # of the mixture that sampled: it stays
+    parts = []
+    for rows in torch.arange(len(tokens), device=tokens.device).split(micro_batch_size):
+        prompts = rows // batch.group
+        null = None if batch.null is None else batch.null[prompts]
+        parts.append(policy.rescore(batch.cond[prompts], null, tokens[rows], temperature=temperature, stats=stats))
+    again = {name: torch.cat([part.stats[name] for part in parts]) for name in stats}
+    rollout = replace(
+        batch.rollout,
+        cond_logp=torch.cat([part.cond_logp for part in parts]),
+        null_logp=None if batch.null is None else torch.cat([part.null_logp for part in parts]),  # type: ignore[misc]
+        stats=batch.rollout.stats | again,
+    )
+    return replace(batch, rollout=rollout)
 
 
 def collect(

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.models import decoding, load_policy
+from gcpo_t2i.models import decoding, load_policy, teacher_forcing
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
-from gcpo_t2i.models.policy import Condition
+from gcpo_t2i.models.policy import Condition, Rollout
 
 TEXTS = ["a photo of a red circle", "two", "a photo of two blue circle square a a a a"]  # 6, 1 and 10 words of L = 8
 CODES = 64
@@ -198,8 +198,8 @@ def test_chunked_scores_have_the_same_values_and_gradients(monkeypatch: pytest.M
     null = policy.condition([None] * 2, like=cond)
     weight = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     results = []
-    for budget in (decoding.SCORE_BUDGET, 2 * CODES * 3):  # one chunk; chunks of 3 tokens, and a last one of 1
-        monkeypatch.setattr(decoding, "SCORE_BUDGET", budget)
+    for budget in (teacher_forcing.SCORE_BUDGET, 2 * CODES * 3):  # one chunk; chunks of 3 tokens, and a last one of 1
+        monkeypatch.setattr(teacher_forcing, "SCORE_BUDGET", budget)
         policy.zero_grad()
         scores = policy.logp(cond, codes, null=null, guidance=3.0, entropy=True)
         assert scores.entropy is not None
@@ -210,6 +210,46 @@ def test_chunked_scores_have_the_same_values_and_gradients(monkeypatch: pytest.M
     assert len(results[0]) == len(results[1])
     for whole, chunked in zip(*results, strict=True):
         torch.testing.assert_close(whole, chunked, atol=1e-5, rtol=1e-4)
+
+
+def test_rescoring_says_what_the_sampler_knew(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    cond = policy.condition(TEXTS)
+    null = policy.condition([None, "two", None], like=cond)
+    how = {"guidance": 2.0, "temperature": 0.7, "stats": ("exact_kl", "js", "entropy")}
+    rollout = policy.sample(cond, null, group=2, generator=torch.Generator().manual_seed(0), **how)
+    for budget in (teacher_forcing.SCORE_BUDGET, 12 * CODES * 3):  # one chunk; chunks of 3 tokens, and a last one of 1
+        monkeypatch.setattr(teacher_forcing, "SCORE_BUDGET", budget)
+        again = policy.rescore(cond.repeat_interleave(2), null.repeat_interleave(2), rollout.tokens, **how)
+        assert torch.equal(again.tokens, rollout.tokens) and again.stats.keys() == rollout.stats.keys()
+        for name in ("cond_logp", "null_logp", "sample_logp"):
+            torch.testing.assert_close(getattr(again, name), getattr(rollout, name), atol=1e-4, rtol=0)
+        for name, values in rollout.stats.items():
+            torch.testing.assert_close(again.stats[name], values, atol=1e-4, rtol=0)
+    alone = policy.rescore(cond.repeat_interleave(2), None, rollout.tokens, temperature=0.7)
+    torch.testing.assert_close(alone.cond_logp, rollout.cond_logp, atol=1e-4, rtol=0)
+    assert alone.null_logp is None and torch.equal(alone.sample_logp, alone.cond_logp)
+
+
+@pytest.mark.parametrize("known", [1, 7, 15])
+def test_images_can_begin_with_given_codes(known: int) -> None:
+    """The random numbers decide the codes: those of the last T − n positions, given the first n, repeat an image."""
+    policy = tiny_policy()
+    cond = policy.condition(TEXTS[:2])
+    null = policy.condition([None] * 2, like=cond)
+
+    def sample(numbers: Tensor, **settings: object) -> Rollout:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoding, "uniform_numbers", lambda *_: numbers)
+            return policy.sample(cond, null, guidance=2.0, **settings)  # pyright: ignore[reportArgumentType]
+
+    numbers = torch.rand(2, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    whole = sample(numbers, group=1)
+    rest = sample(numbers[:, known:], group=1, given=whole.tokens[:, :known])
+    assert torch.equal(rest.tokens, whole.tokens[:, known:])
+    torch.testing.assert_close(rest.null_logp, whole.null_logp[:, known:], atol=1e-4, rtol=0)
+    many = sample(numbers[[0, 0, 1, 1], known:], group=2, given=whole.tokens[:, :known])
+    assert torch.equal(many.tokens, whole.tokens[[0, 0, 1, 1], known:])
 
 
 def test_the_null_branch_gets_no_gradient() -> None:

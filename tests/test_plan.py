@@ -15,7 +15,7 @@ from gcpo_t2i.cli import main
 from gcpo_t2i.config import CreditConfig, EvalConfig, LossConfig, OptimConfig, PlanConfig, RewardConfig, validate
 from gcpo_t2i.data import PromptSampler, load_prompts
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.models import decoding, load_policy
+from gcpo_t2i.models import decoding, load_policy, teacher_forcing
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.models.sizes import read_sizes
 from gcpo_t2i.plan import Plan, cautions, make_plan, memory, timing
@@ -224,7 +224,7 @@ def test_memory_on_a_gpu() -> None:
 
 def test_logits_stay_within_the_scoring_budget() -> None:
     large = replace(EMBEDDED, codes=16384, grid=(24, 24))
-    assert memory.logit_bytes(large, 16) == 3 * 4 * decoding.SCORE_BUDGET
+    assert memory.logit_bytes(large, 16) == 3 * 4 * teacher_forcing.SCORE_BUDGET
     assert (
         memory.logit_bytes(replace(large, codes=1 << 21), 16) == 3 * 4 * 16 << 21
     )  # one position of each image at least

@@ -1,4 +1,4 @@
-"""The one decoding engine: guided sampling with a key/value cache, and teacher-forced scoring, as plain functions.
+"""The one decoding engine: guided sampling with a key/value cache, as plain functions.
 
 Every family is a `transformers.LlamaModel` trunk behind three things of its own: prefix embeddings, a code embedding and
 an output head. One decode step calls the trunk's own modules (projections, norms, MLP: whatever PEFT put there stays in
@@ -14,16 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from gcpo_t2i.algo import credit
-from gcpo_t2i.models.policy import Generators, Rollout, Scores
+from gcpo_t2i.models.policy import Generators, Rollout
 
 Head = Callable[[Tensor], Tensor]
 
-SCORE_BUDGET = 1 << 24  # float32 logits that may exist at once while scoring (64 MiB)
 BLOCK = 32  # the cache is allocated and attended to in multiples of this many positions, see `Cache`
 PAIR_STATS = {"exact_kl": credit.exact_kl, "js": credit.js}  # of the two branches; "entropy" is of the mixture
 STATS = (*PAIR_STATS, "entropy")
@@ -193,25 +191,41 @@ class Sampling:
             raise ValueError(f"guidance {self.guidance} and stats {list(self.stats)} need a null condition")
 
 
-def pick(logits: Tensor, uniform: Tensor, guided: bool, how: Sampling) -> dict[str, Tensor]:
-    """Draws one code per sample: float32 logits (2B, V), cond rows first, or (B, V) without null → named (B,) tensors.
+def branches(logits: Tensor, guided: bool, how: Sampling) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Logits (2B, …, V), cond rows first, or (B, …, V) without null → float32 log-probs (B, …, V) of cond, null, mixture."""
+    logits = logits.float()
+    logp = (logits if how.temperature == 1.0 else logits / how.temperature).log_softmax(-1)
+    cond, null = logp.chunk(2) if guided else (logp, None)
+    if null is None or how.guidance == 1.0:
+        return cond, null, cond
+    return cond, null, torch.lerp(null, cond, how.guidance).log_softmax(-1)
+
+
+def describe(cond: Tensor, null: Tensor | None, mixture: Tensor, tokens: Tensor, how: Sampling) -> dict[str, Tensor]:
+    """What a rollout keeps of codes `tokens` (…) and the distributions (…, V) that they come from → named (…) tensors.
 
     `tokens`, `cond_logp`, `null_logp` (guided), `sample_logp`, and what `how.stats` names.
     """
-    logp = (logits if how.temperature == 1.0 else logits / how.temperature).log_softmax(-1)
-    cond, null = logp.chunk(2) if guided else (logp, None)
-    mixture = cond
-    if null is not None and how.guidance != 1.0:
-        mixture = torch.lerp(null, cond, how.guidance).log_softmax(-1)
-    tokens = draw(filter_logits(mixture, how.top_k, how.top_p), uniform)
     of_token = {"cond_logp": cond, "sample_logp": mixture} | ({} if null is None else {"null_logp": null})
-    out = {name: rows.gather(-1, tokens[:, None]).squeeze(-1) for name, rows in of_token.items()}
+    out = {name: rows.gather(-1, tokens[..., None]).squeeze(-1) for name, rows in of_token.items()}
     for name in how.stats:
         if name == "entropy":
             out[name] = credit.entropy(mixture)
         elif null is not None:
             out[name] = PAIR_STATS[name](cond, null)
     return {"tokens": tokens, **out}
+
+
+def pick(logits: Tensor, uniform: Tensor, guided: bool, how: Sampling) -> dict[str, Tensor]:
+    """Draws one code per sample: logits (2B, V), cond rows first, or (B, V) without null → named (B,), see `describe`."""
+    cond, null, mixture = branches(logits, guided, how)
+    tokens = draw(filter_logits(mixture, how.top_k, how.top_p), uniform)
+    return describe(cond, null, mixture, tokens, how)
+
+
+def as_rollout(columns: dict[str, Tensor], how: Sampling) -> Rollout:
+    stats = {name: columns.pop(name) for name in how.stats}
+    return Rollout(**{"null_logp": None, **columns}, stats=stats)
 
 
 @torch.no_grad()
@@ -236,7 +250,7 @@ def sample(
     """
     how.check(guided)
     hidden, cache = prefill(trunk, prefix, mask, start)
-    logits = head(hidden).float().repeat_interleave(group, 0)
+    logits = head(hidden).repeat_interleave(group, 0)
     cache = expand(cache, group)
     cache.reserve(cache.filled + (1 if prefix.device.type == "cpu" else length - 1))
     batch = logits.shape[0] // (2 if guided else 1)
@@ -248,52 +262,5 @@ def sample(
             embeds = embed(steps[-1]["tokens"])
             embeds = torch.cat([embeds, embeds]) if guided else embeds
             hidden = decode_step(trunk, embeds, start + mask.shape[1] + t, cache)
-            logits = head(hidden).float()
-    columns = {name: torch.stack([step[name] for step in steps], dim=1) for name in steps[0]}
-    stats = {name: columns.pop(name) for name in how.stats}
-    return Rollout(**{"null_logp": None, **columns}, stats=stats)
-
-
-# ---- scoring
-
-
-def score(
-    head: Callable[[Tensor], Tensor],
-    hidden: Tensor,
-    tokens: Tensor,
-    null_hidden: Tensor | None = None,
-    *,
-    guidance: float = 1.0,
-    temperature: float = 1.0,
-    entropy: bool = False,
-) -> Scores:
-    """Log-probs of tokens (B, T) from trunk outputs (B, T, D), differentiable; with null_hidden of the guided mixture.
-
-    Works through chunks of tokens and recomputes each chunk's logits in the backward pass, so that (B, T, V) never
-    exists in float32; what fits the budget at once is neither cut nor recomputed.
-    """
-
-    def part(hidden: Tensor, tokens: Tensor, null_hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        logits = head(hidden).float()
-        if null_hidden is not None:
-            with torch.no_grad():
-                null_logits = head(null_hidden).float()
-            logits = torch.lerp(null_logits, logits, guidance)
-        if temperature != 1.0:
-            logits = logits / temperature
-        log_z = logits.logsumexp(-1)  # (B, t)
-        logp = logits.gather(-1, tokens[..., None]).squeeze(-1) - log_z
-        return logp, log_z - (logits.softmax(-1) * logits).sum(-1) if entropy else None
-
-    batch, length = tokens.shape
-    codes = head(hidden[:1, :1].detach()).shape[-1]
-    size = max(1, SCORE_BUDGET // (batch * codes))
-    if size >= length:
-        return Scores(*part(hidden, tokens, null_hidden))
-    outputs = []
-    for start in range(0, length, size):
-        cut = slice(start, start + size)
-        null_part = None if null_hidden is None else null_hidden[:, cut]
-        outputs.append(checkpoint(part, hidden[:, cut], tokens[:, cut], null_part, use_reentrant=False))
-    logps, entropies = zip(*outputs, strict=True)
-    return Scores(torch.cat(logps, 1), torch.cat(entropies, 1) if entropy else None)
+            logits = head(hidden)
+    return as_rollout({name: torch.stack([step[name] for step in steps], dim=1) for name in steps[0]}, how)

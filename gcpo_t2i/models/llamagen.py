@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import LlamaModel, PreTrainedTokenizerFast, T5EncoderModel
 
-from gcpo_t2i.models import decoding, folder, vq
+from gcpo_t2i.models import decoding, folder, teacher_forcing, vq
 from gcpo_t2i.models import llamagen_parts as parts
 from gcpo_t2i.models.llamagen_parts import Adapter
 from gcpo_t2i.models.policy import Condition, Generators, Rollout, Scores
@@ -197,16 +197,33 @@ class LlamaGenPolicy(nn.Module):
     ) -> Scores:
         """Log-probs (B, T) float32 of tokens (B, T), differentiable; with `null`, of null + guidance * (cond − null).
 
-        The null branch gets no gradient. `entropy` is of the same distribution. See `decoding.score`.
+        The null branch gets no gradient. `entropy` is of the same distribution. See `teacher_forcing.score`.
         """
         hidden = self.hidden(cond.states, cond.mask, tokens)
         null_hidden = None
         if null is not None and guidance != 1.0:
             with torch.no_grad():
                 null_hidden = self.hidden(null.states, null.mask, tokens)
-        return decoding.score(
+        return teacher_forcing.score(
             self.adapter.head, hidden, tokens, null_hidden, guidance=guidance, temperature=temperature, entropy=entropy
         )
+
+    @torch.no_grad()
+    def rescore(
+        self,
+        cond: Condition,
+        null: Condition | None,
+        tokens: Tensor,
+        *,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        stats: Collection[str] = (),
+    ) -> Rollout:
+        """What the sampler would know of codes (B, T), whoever made them, under B rows of cond and null. No gradients."""
+        conditions = [cond] if null is None else [cond, null]
+        hidden = torch.cat([self.hidden(c.states, c.mask, tokens) for c in conditions])
+        how = decoding.Sampling(guidance, temperature, stats=stats)
+        return teacher_forcing.rescore(self.adapter.head, hidden, tokens, null is not None, how)
 
     # ---- sampling
 
@@ -222,10 +239,12 @@ class LlamaGenPolicy(nn.Module):
         top_p: float = 1.0,
         generator: Generators | None = None,
         stats: Collection[str] = (),
+        given: Tensor | None = None,
     ) -> Rollout:
         """P rows of cond and null → B = P*group images' codes and their log-probs. See `decoding.sample`.
 
         With `null`, both branches run even at guidance 1: the contrast needs them. Without, guidance must be 1.
+        `given` (P, n): the codes that images begin with, n < T; the rollout is of the T − n others.
         """
         rows = (
             cond
@@ -234,14 +253,20 @@ class LlamaGenPolicy(nn.Module):
         )
         with torch.no_grad():
             prefix, mask = self._prefix(rows)
+        start, length = self.caption_tokens - prefix.shape[1], self.grid[0] * self.grid[1]
+        if given is not None:
+            codes = given if null is None else torch.cat([given, given])
+            prefix = torch.cat([prefix, self.trunk.embed_tokens(codes)], dim=1)
+            mask = torch.cat([mask, mask.new_ones(codes.shape)], dim=1)
+            length -= given.shape[1]
         return decoding.sample(
             self.trunk,
             self.trunk.embed_tokens,
             self.adapter.head,
             prefix,
             mask,
-            start=self.caption_tokens - prefix.shape[1],
-            length=self.grid[0] * self.grid[1],
+            start=start,
+            length=length,
             group=group,
             guided=null is not None,
             how=decoding.Sampling(guidance, temperature, top_k, top_p, stats),

@@ -95,11 +95,26 @@ class Policy(Protocol):
         top_p: float = 1.0,
         generator: Generators | None = None,
         stats: Collection[str] = (),
+        given: Tensor | None = None,
     ) -> Rollout:
         """P rows of cond and null → B = P*group samples of null + guidance * (cond − null), in logits.
 
-        With a generator for each sample, a sample's random numbers do not depend on the batch that it is in.
+        With a generator for each sample, a sample's random numbers do not depend on the batch that it is in. `given`
+        (P, n): the codes that images begin with, n < T; the rollout is of the T − n others.
         """
+        ...
+
+    def rescore(
+        self,
+        cond: Condition,
+        null: Condition | None,
+        tokens: Tensor,
+        *,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        stats: Collection[str] = (),
+    ) -> Rollout:
+        """Teacher-forced, without gradient: what the sampler would know of codes (B, T), whoever made them. B rows each."""
         ...
 
     def logp(

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from gcpo_t2i.config import PlanConfig
-from gcpo_t2i.models.decoding import BLOCK, SCORE_BUDGET
+from gcpo_t2i.models.decoding import BLOCK
 from gcpo_t2i.models.sizes import Sizes
+from gcpo_t2i.models.teacher_forcing import SCORE_BUDGET
 from gcpo_t2i.models.vq import CHUNK
 from gcpo_t2i.plan.counts import Counts
 from gcpo_t2i.run import use_bfloat16
