@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from torch import Tensor, nn
 from gcpo_t2i.config import PretrainConfig, TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models import load_policy
+from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.shapes import TAGS, Object, Scene, heldout_specs, train_specs
 from gcpo_t2i.shapes import pretrain as command
 from gcpo_t2i.shapes.pretrain import aesthetic, clip, generator, vq
 from gcpo_t2i.shapes.pretrain.cards import Measured, Sizes, machine, measure_vq, write_card
 from gcpo_t2i.shapes.pretrain.fit import Metrics, Schedule, fit
-from gcpo_t2i.shapes.pretrain.stream import SceneStream
+from gcpo_t2i.shapes.pretrain.stream import SceneBatch, SceneStream
 from gcpo_t2i.shapes.prompts import all_specs
 from rewards.aesthetic import Aesthetic
 from rewards.clip import Clip
@@ -293,6 +296,84 @@ def test_the_head_learns_from_the_features(trained_clip: tuple[open_clip.CLIP, P
     assert all(-1 <= value <= 1 for column in found.values() for value in column.values())
 
 
+# --- the order of words -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def untrained() -> LlamaGenPolicy:
+    policy = generator.build_policy(vq.build_vq())
+    generator.look_at_neighbours(policy.text_encoder)
+    return policy
+
+
+def test_heads_look_at_their_neighbours(untrained: LlamaGenPolicy) -> None:
+    attention = untrained.text_encoder.encoder.block[0].layer[0].SelfAttention
+    bias = attention.compute_bias(9, 9)[0]  # (heads, 9, 9): of the middle word, 4, for each of the others
+    seen = [int(bias[head, 4].argmax()) - 4 for head in range(len(generator.NEIGHBOURS))]
+    assert seen == list(generator.NEIGHBOURS)
+
+
+def test_a_word_carries_the_one_before_it_in_its_own_coordinates(untrained: LlamaGenPolicy) -> None:
+    attention = untrained.text_encoder.encoder.block[1].layer[0].SelfAttention
+    through = attention.o.weight @ attention.v.weight  # of all heads, if they see the same word
+    assert torch.allclose(through, torch.eye(len(through)), atol=1e-5)
+
+
+def test_order_loss_by_hand(monkeypatch: pytest.MonkeyPatch, untrained: LlamaGenPolicy) -> None:
+    """One prompt of three has a twin; its picture is e² times as likely under its own words: −log σ(2)."""
+    prompts = ["a photo of a red circle and a blue square", "a photo of a ring", "a photo of two rings"]
+    by_prompt = {spec["prompt"]: spec for spec in all_specs()}
+    batch = SceneBatch([by_prompt[prompt] for prompt in prompts], [], torch.zeros(0))
+    codes, asked = torch.zeros(3, 4, dtype=torch.long), []
+    logits = torch.zeros(3, 4, 2)
+    logits[0, 0, 0] = 30.0  # log p of the first code: 0 instead of −log 2
+
+    def unsure(states: torch.Tensor, mask: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """The first code has probability e⁻², the others 1/2."""
+        return torch.tensor([[[0.0, math.log(math.e**2 - 1)], [0, 0], [0, 0], [0, 0]]])
+
+    encode = untrained.encode_text
+    monkeypatch.setattr(untrained, "encode_text", lambda texts: asked.extend(texts) or encode(texts))
+    monkeypatch.setattr(untrained, "forward", unsure)
+    loss = generator.order_loss(untrained, batch, codes, logits, rows=[0, 1, 2])
+    assert asked == ["a photo of a blue circle and a red square"]
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)), abs=1e-5)
+    assert generator.order_loss(untrained, batch, codes, logits, rows=[1, 2]).item() == 0
+
+
+def test_the_steps_of_the_phases_add_up() -> None:
+    assert generator.phase_steps(4200) == [range(2600), range(2600, 3000), range(3000, 3800), range(3800, 4200)]
+    assert [len(own) for own in generator.phase_steps(2)] == [1, 0, 1, 0]
+
+
+def test_the_generator_goes_through_its_phases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ten steps: 6 of words, 1 of order, 2 to settle, 1 of doubt. Only order leaves tags out, only doubt has wrong words."""
+    seen: list[tuple[int, float]] = []
+    mixtures: list[int] = []
+
+    class Stream(SceneStream):
+        def of(self, tag_weights: Any) -> SceneStream:
+            mixtures.append(len(tag_weights))
+            return self
+
+        def batch(self, step: int, wrong: float = 0.0) -> SceneBatch:
+            seen.append((step, wrong))
+            return super().batch(step, wrong)
+
+    stream = Stream(train_specs(), 2, seed=200)
+    train = partial(generator.train_generator, vq.build_vq(), stream, 10, seed=0, device=CPU, dtype=torch.float32)
+    policy, _ = train(folder=tmp_path)
+    assert seen == [(step, 0.35 if step == 9 else 0.0) for step in range(10)]
+    assert mixtures == [6, 2, 6, 6]
+
+    torch.manual_seed(99)  # the state of the global generator where a run goes on does not matter
+    for phase in ("order", "settle", "doubt"):
+        (tmp_path / f"generator_{phase}.pt").unlink()
+    again, _ = train(folder=tmp_path)
+    assert seen[10:] == seen[6:10]
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True))
+
+
 # --- the command ----------------------------------------------------------------
 
 SIZES = Sizes(scenes=12, images=12, draws=1, batches=1)
@@ -391,7 +472,7 @@ def test_a_stage_without_its_predecessor_names_what_to_run_first(tmp_path: Path,
 
 def test_overwriting_a_stage_deletes_what_was_made_from_it_and_nothing_else(tmp_path: Path) -> None:
     names = ("states/vq/config.json", "generator/a", "clip/a", "aesthetic/a", "mine.txt", "states/mine.txt")
-    states = ("vq.pt", "vq_warmup.pt", "vq.json", "generator.pt", "clip.jsonl", "aesthetic.pt")
+    states = ("vq.pt", "vq_warmup.pt", "vq.json", "generator_words.pt", "clip.jsonl", "aesthetic.pt")
     for name in (*names, *(f"states/{state}" for state in states)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

@@ -98,10 +98,9 @@ def _measure_vq(run: Run) -> Measured:
 
 
 def _train_generator(run: Run) -> None:
-    from gcpo_t2i.shapes.pretrain.generator import BATCH, TAG_WEIGHTS, train_generator
+    from gcpo_t2i.shapes.pretrain.generator import BATCH, train_generator
 
-    stream = run.stream("generator", BATCH, TAG_WEIGHTS)
-    policy, _ = train_generator(run.load_vq(), stream, **run.training("generator"))
+    policy, _ = train_generator(run.load_vq(), run.stream("generator", BATCH), **run.training("generator"))
     policy.save_pretrained(run.folder("generator"))
     for name in ("README.md", "scores.json"):  # the tokenizer's card goes where the tokenizer goes
         shutil.copy(run.folder("vq") / name, run.folder("generator") / "vq" / name)

@@ -30,10 +30,15 @@ class SceneStream:
     def __init__(
         self, specs: list[Metadata], batch_size: int, seed: int, tag_weights: Mapping[str, float] | None = None
     ):
+        self.specs = specs
         self.by_tag = {tag: [spec for spec in specs if spec["tag"] == tag] for tag in TAGS}
-        weights = np.array([(tag_weights or dict.fromkeys(TAGS, 1.0))[tag] for tag in TAGS], float)
+        weights = np.array([(tag_weights or dict.fromkeys(TAGS, 1.0)).get(tag, 0.0) for tag in TAGS], float)
         self.shares = weights / weights.sum()
         self.batch_size, self.seed = batch_size, seed
+
+    def of(self, tag_weights: Mapping[str, float]) -> SceneStream:
+        """The same prompts in other shares."""
+        return SceneStream(self.specs, self.batch_size, self.seed, tag_weights)
 
     def batch(self, step: int, wrong: float = 0.0) -> SceneBatch:
         """`wrong`: the share of words in the prompts that their scenes do not agree with (`misdescribed`)."""
