@@ -65,6 +65,23 @@ def load_prompts(source: str) -> list[Prompt]:
     return [_from_json(line, f"{path}, line {number}") for number, line in lines]
 
 
+def described(text: str, negative: str | None = None) -> Prompt:
+    """The prompt, with GenEval's columns if it is in ShapesWorld's words, so that `geneval` can judge its images.
+
+    UserError for an empty prompt, and for more than MAX_PROMPT characters.
+    """
+    from gcpo_t2i.shapes.prompts import parse_prompt  # here, as in `_built_in`
+
+    if not text.strip():
+        raise UserError("the prompt is empty; write what the image should show, such as 'a photo of a red circle'")
+    for kind, own in {"prompt": text, "negative prompt": negative or ""}.items():
+        if len(own) > MAX_PROMPT:
+            raise UserError(
+                f"a {kind} of {len(own):,} characters, starting with '{own[:40]}'; {MAX_PROMPT:,} are the most"
+            )
+    return Prompt(text, negative, parse_prompt(text) or {})
+
+
 def repeated(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Every prompt that stands there a second time, with the same negative prompt and columns."""
     seen, again = set(), []

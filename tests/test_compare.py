@@ -136,7 +136,6 @@ def test_smooth_and_band_by_hand() -> None:
 
 @pytest.mark.parametrize("algorithms", [["grpo", "random_credit", "dapo"], ["dapo", "gspo"]])
 def test_the_figure_is_drawn(tmp_path: Path, algorithms: list[str]) -> None:
-    pytest.importorskip("matplotlib")
     from PIL import Image
 
     found = [outcome(name, seed, [0.1 * seed, 0.5]) for name in algorithms for seed in (0, 1)]

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gcpo_t2i.compare.figure import INSTALL, can_draw, draw
+from gcpo_t2i.compare.figure import draw
 from gcpo_t2i.compare.processes import Run, run_all
 from gcpo_t2i.compare.results import Outcome, Row, as_json, cells, compare_outcomes, markdown, read_outcome
 from gcpo_t2i.config import CompareConfig, TrainConfig
@@ -122,11 +122,7 @@ def report(folder: Path, outcomes: list[Outcome], algorithms: list[str], console
     write_text(folder / "compare.md", "\n".join([*tables, f"{NOTE}\n"]))
     label, rows = next(iter(scores.items()))
     console.print(*_tables(f"Held-out {label}", rows), NOTE)
-    if can_draw():
-        draw(folder / "compare.png", label, rows, outcomes)
-    else:
-        again = f"compare.png needs matplotlib, which is missing: {INSTALL}, and the same command again draws it"
-        console.print(again, markup=False)
+    draw(folder / "compare.png", label, rows, outcomes)
 
 
 def _tables(title: str, rows: list[Row]) -> Iterator[Table]:

@@ -1,9 +1,8 @@
-"""The figure of a comparison: training reward, held-out score, effects. Needs matplotlib, an extra of the package."""
+"""The figure of a comparison: training reward, held-out score, effects."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,6 @@ import numpy as np
 
 from gcpo_t2i.compare.bootstrap import Estimate
 from gcpo_t2i.compare.results import Outcome, Row
-
-INSTALL = "pip install 'gcpo-t2i[plot]'"
-
-
-def can_draw() -> bool:
-    return find_spec("matplotlib") is not None
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -38,7 +31,7 @@ def band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def draw(path: Path, label: str, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> None:
     """Writes a PNG: rewards over steps, `label` at the end, and its difference to the baselines."""
-    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+    from matplotlib.figure import Figure  # here, because it takes a moment to import
 
     baselines = list(rows[0].against)
     figure = Figure(figsize=(5.4 + 3.6 * (1 + bool(baselines)), 2.4 + 0.34 * len(rows)), layout="constrained")

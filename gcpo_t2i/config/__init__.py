@@ -10,6 +10,7 @@ from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
 from gcpo_t2i.config.compare import CompareConfig
 from gcpo_t2i.config.env import EnvConfig
 from gcpo_t2i.config.evaluation import EvaluationConfig
+from gcpo_t2i.config.heatmap import HeatmapConfig
 from gcpo_t2i.config.plan import PlanConfig
 from gcpo_t2i.config.pretrain import PretrainConfig
 from gcpo_t2i.config.probe import ProbeConfig
@@ -35,6 +36,7 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "EvaluationConfig",
+    "HeatmapConfig",
     "LogConfig",
     "LossConfig",
     "MonitorConfig",

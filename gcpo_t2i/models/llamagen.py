@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import LlamaModel, PreTrainedTokenizerFast, T5EncoderModel
 
-from gcpo_t2i.models import decoding, folder, teacher_forcing, vq
+from gcpo_t2i.models import captions, decoding, folder, teacher_forcing, vq
 from gcpo_t2i.models import llamagen_parts as parts
 from gcpo_t2i.models.llamagen_parts import Adapter
 from gcpo_t2i.models.policy import Condition, Generators, Rollout, Scores
@@ -129,14 +129,7 @@ class LlamaGenPolicy(nn.Module):
         LlamaGen does at sampling.
         """
         length = self.caption_tokens
-        batch = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            padding_side="right",
-            truncation=True,
-            max_length=length,
-            return_tensors="pt",
-        )
+        batch = captions.tokenize(self.tokenizer, texts, length, return_tensors="pt")
         mask = batch["attention_mask"].to(self.device)  # (N, L)
         states = self.text_encoder(input_ids=batch["input_ids"].to(self.device), attention_mask=mask).last_hidden_state
         count = mask.sum(1, keepdim=True)  # (N, 1)
@@ -145,6 +138,10 @@ class LlamaGenPolicy(nn.Module):
         states = states.gather(1, source[..., None].expand_as(states))
         mask = column >= (length - count.clamp(min=1))  # an empty caption keeps one position to predict code 0 from
         return Condition(states * mask[..., None].to(states.dtype), mask)
+
+    def read(self, text: str) -> captions.Reading:
+        """What of a caption the model does not read."""
+        return captions.read_caption(self.tokenizer, text, self.caption_tokens)
 
     @torch.no_grad()
     def condition(self, texts: Sequence[str | None], like: Condition | None = None) -> Condition:

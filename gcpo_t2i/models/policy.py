@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from gcpo_t2i.models.captions import Reading
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,10 @@ class Policy(Protocol):
 
     def condition(self, texts: Sequence[str | None], like: Condition | None = None) -> Condition:
         """Captions → Condition, without gradient. None is the model's own null prompt, under the mask of `like`'s row."""
+        ...
+
+    def read(self, text: str) -> Reading:
+        """What of a caption the model does not read: words unknown to its tokenizer, and what is too long."""
         ...
 
     def sample(

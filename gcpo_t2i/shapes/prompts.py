@@ -8,6 +8,7 @@ prompt has no twin among the training prompts.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -130,6 +131,49 @@ def all_specs() -> tuple[Metadata, ...]:
         *(_position(a, relation, b) for a, b in pairs for relation in RELATIONS),
         *(_color_attr(a, c, b, d) for a, b in pairs for c, d in permutations(colors, 2)),
     )
+
+
+_NOUN = rf"(a|an|{'|'.join(NUMBERS.values())})(?: ({'|'.join(PALETTE)}))? ({'|'.join((*map(plural, SHAPES), *SHAPES))})"
+_PROMPT = re.compile(rf"(?:a photo of )?{_NOUN}(?: (and|{'|'.join(RELATIONS)}) {_NOUN})?")
+
+
+def parse_prompt(text: str) -> Metadata | None:
+    """GenEval's metadata, without `prompt`, of a text in ShapesWorld's words; None for what it has no words for.
+
+    All prompts of the world, with or without "a photo of", and more of their kind: "two red circles above a blue square".
+    Objects of one shape in two clauses are None: GenEval's rules take the same object for both.
+    """
+    match = _PROMPT.fullmatch(" ".join(text.lower().split()).rstrip(" ."))
+    if match is None:
+        return None
+    *first, link, number, color, noun = match.groups()
+    clauses = [_clause(*first)] if link is None else [_clause(*first), _clause(number, color, noun)]
+    if None in clauses or len({clause["class"] for clause in clauses}) < len(clauses):
+        return None
+    if link in RELATIONS:
+        clauses = [clauses[1], {**clauses[0], "position": [link, 0]}]
+    exclude = [{"class": clause["class"], "count": clause["count"] + 1} for clause in clauses if clause["count"] > 1]
+    return {"tag": _tag(clauses), "include": clauses, **({"exclude": exclude} if exclude else {})}
+
+
+def _tag(clauses: list[Metadata]) -> str:
+    colored = any("color" in clause for clause in clauses)
+    if any("position" in clause for clause in clauses):
+        return "position"
+    if any(clause["count"] > 1 for clause in clauses):
+        return "counting"
+    if len(clauses) == 1:
+        return "colors" if colored else "single_object"
+    return "color_attr" if colored else "two_object"
+
+
+def _clause(number: str, color: str | None, noun: str) -> Any:
+    """An include clause; None where number and noun do not agree, as in "two circle"."""
+    count = next((value for value, word in NUMBERS.items() if word == number), 1)
+    shape = next(shape for shape in SHAPES if noun in (shape, plural(shape)))
+    if noun != (shape if count == 1 else plural(shape)):
+        return None
+    return {"class": shape, "count": count, **({} if color is None else {"color": color})}
 
 
 def split_key(metadata: Metadata) -> str:
