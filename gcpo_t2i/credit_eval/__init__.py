@@ -115,9 +115,9 @@ def _objects(sampler: Sampler, prompts: list[Prompt], codes: torch.Tensor, found
 def _phrases(sampler: Sampler, prompts: list[Prompt], codes: torch.Tensor, found: list[objects.Objects]) -> Any:
     every = phrases.cases(prompts, found)
     if not every:
-        return {}
+        return {"images": {}, "ratios": {}}
     tensors = sampler.rescored([case.prompt for case in every], codes[[case.image for case in every]])
-    return phrases.find_phrases(every, tensors)
+    return {"images": phrases.images_of(every), "ratios": phrases.find_phrases(every, tensors)}
 
 
 def make_recipe(config: CreditEvalConfig, prompts: list[Prompt], rewards: RewardSet, device: torch.device) -> Recipe:

@@ -9,11 +9,11 @@ code is known. With departure e_t = 1 − π(y_t | y_<t) and Q_t the mean reward
 
     V_{t−1} = (1 − e_t) V_t + e_t Q_t        hence        ΔV_t = e_t (V_t − Q_t)
 
-Only the Q_t are estimated, from continuations whose first code is drawn among the others; all V follow backwards from V_T = R.
-That is a stratified estimate of every V_t, with the place where a continuation leaves the image as the stratum: unbiased, and a
-continuation that leaves at s serves all V_t, t < s. The error of ΔV_t has the factor e_t. Number of continuations at t: e_t · K,
-as many as of K plain continuations would leave there, rounded up to whole units, none where e_t < NEGLIGIBLE (Q_t = V_t is
-assumed there: an error of at most 1e-4 of the range of rewards).
+Only the Q_t are estimated, from continuations whose first code is drawn among the others; all V follow backwards from
+V_T = R. That is a stratified estimate of every V_t, with the place where a continuation leaves the image as the stratum:
+unbiased, and a continuation that leaves at s serves all V_t, t < s. The error of ΔV_t has the factor e_t. Number of
+continuations at t: e_t · K, as many as of K plain continuations would leave there, rounded up to whole units, none where
+e_t < NEGLIGIBLE (Q_t = V_t is assumed there: an error of at most 1e-4 of the range of rewards).
 
 Squares need care: the square of a noisy estimate is too large by its variance. Every Q_t is estimated FOLDS times from disjoint
 continuations; products of *different* folds are unbiased (`product`).

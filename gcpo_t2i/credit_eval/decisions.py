@@ -1,7 +1,7 @@
 """Which tokens decided the reward: how much of the true advantage the tokens hold that a rule puts first.
 
-The true advantage of a token counts by its square: E ΣΔV_t² = Var(R), as ΔV is a martingale's steps, so squares are shares of the
-variance of the reward, and their sum can be held against that variance, which is estimated by itself: (R − V_0)².
+The true advantage of a token counts by its square: E ΣΔV_t² = Var(R), as the ΔV_t are the steps of a martingale. So squares
+are shares of the variance of the reward, and their sum is held against that variance as a check: against (R − V_0)².
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gcpo_t2i.algo.credit import CONTRASTS, NORMALIZERS
 from gcpo_t2i.credit_eval.advantage import FOLDS, Tally, departures, product, values
 from gcpo_t2i.credit_eval.intervals import Interval, Resamples
 from gcpo_t2i.credit_eval.metrics import membership
-from gcpo_t2i.credit_eval.rules import REFERENCE, RULES, Scores, all_scores, credit
+from gcpo_t2i.credit_eval.rules import REFERENCE, RULES, Scores, all_scores, credit, fits
 from gcpo_t2i.credit_eval.samples import Samples
 
 SHARES = (0.1, 0.2, 0.4)  # of the tokens of an image
@@ -93,9 +93,7 @@ def cosines(truth: Truth, scores: Scores, tags: Sequence[str]) -> dict[str, dict
 
     found = {"uniform": dict.fromkeys(NORMALIZERS, cosine(np.ones_like(both)))}
     for rule in WEIGHED:
-        signed = rule in CONTRASTS and CONTRASTS[rule].signed
-        fitting = [name for name, one in NORMALIZERS.items() if one.signed or not signed]
-        found[rule] = {name: cosine(credit(scores[rule], name)) for name in fitting}
+        found[rule] = {name: cosine(credit(scores[rule], name)) for name in NORMALIZERS if fits(rule, name)}
     return found
 
 

@@ -12,7 +12,7 @@ from gcpo_t2i.credit_eval.decisions import BEST, CURVE
 from gcpo_t2i.credit_eval.rules import CONTROLS, REFERENCE, RULES
 from gcpo_t2i.files import whole_file
 
-STYLES = {BEST: ("0.0", "-"), "uniform": ("0.6", "-"), **{name: ("0.6", "--") for name in ("random",)}}
+STYLES = {BEST: ("0.0", "-"), "uniform": ("0.6", "-"), "random": ("0.6", "--")}
 
 
 def draw(path: Path, found: Mapping[str, Any], grid: tuple[int, int]) -> None:

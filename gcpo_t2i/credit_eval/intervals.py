@@ -19,21 +19,21 @@ QUANTILES = (2.5, 97.5)  # per cent
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % interval; None: not known."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class Resamples:
-    """How often each of the images with these tags (N,) is drawn in each resample. A tag of one image is always drawn: it adds
-    nothing to the width of an interval, which is then too narrow."""
+    """How often each of the images with these tags (N,) is drawn in each resample. Where a tag has one image only, which says
+    nothing about others, there are no intervals."""
 
     def __init__(self, tags: Sequence[str]) -> None:
         generator = np.random.default_rng(SEED)
         names = np.asarray(tags)
-        self.counts = np.ones((RESAMPLES, len(tags)))
+        self.counts = np.full((RESAMPLES, len(tags)), np.nan)
         for tag in dict.fromkeys(tags):
             own = np.flatnonzero(names == tag)
             if len(own) > 1:
@@ -41,13 +41,16 @@ class Resamples:
                 self.counts[:, own] = drawn * (len(own) / (len(own) - 1))  # every tag keeps its weight
 
     def ratio(self, above: np.ndarray, below: np.ndarray) -> Interval:
-        """Σ above ÷ Σ below over the images, (N,) each."""
-        return _interval(above.sum() / below.sum(), (self.counts @ above) / (self.counts @ below))
+        """Σ above ÷ Σ below over the images, (N,) each; NaN where that is 0 ÷ 0."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return _interval(above.sum() / below.sum(), (self.counts @ above) / (self.counts @ below))
 
     def cosine(self, product: np.ndarray, one: np.ndarray, other: np.ndarray) -> Interval:
-        """Σ product ÷ √(Σ one · Σ other) over the images: inner product and the two squared lengths, (N,) each."""
-        lengths = np.sqrt((self.counts @ one) * (self.counts @ other))
-        return _interval(product.sum() / np.sqrt(one.sum() * other.sum()), (self.counts @ product) / lengths)
+        """Σ product ÷ √(Σ one · Σ other) over the images: inner product and the two squared lengths, (N,) each. NaN where the
+        estimate of a square is not above 0."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            lengths = np.sqrt((self.counts @ one) * (self.counts @ other))
+            return _interval(product.sum() / np.sqrt(one.sum() * other.sum()), (self.counts @ product) / lengths)
 
 
 def median(values: Sequence[Sequence[float]]) -> Interval:
@@ -55,10 +58,12 @@ def median(values: Sequence[Sequence[float]]) -> Interval:
     generator, n = np.random.default_rng(SEED), len(values)
     rows = [np.asarray(own, np.float64) for own in values]
     drawn = generator.integers(n, size=(MEDIAN_RESAMPLES, n))
-    medians = [np.median(np.concatenate([rows[i] for i in which])) for which in drawn]
+    medians = [np.median(np.concatenate([rows[i] for i in which])) if n > 1 else np.nan for which in drawn]
     return _interval(np.median(np.concatenate(rows)), np.asarray(medians))
 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:
+    if np.isnan(draws).any():
+        return Interval(float(value), None, None)
     low, high = np.percentile(draws, QUANTILES)
     return Interval(float(value), float(low), float(high))

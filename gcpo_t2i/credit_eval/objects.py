@@ -9,14 +9,18 @@ from PIL import Image
 from torch import Tensor
 
 from gcpo_t2i.credit_eval.metrics import auroc, average_precision, inside
-from gcpo_t2i.credit_eval.rules import all_scores, credit
+from gcpo_t2i.credit_eval.rules import all_scores, credit, fits
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.evals.statistics import Estimates, estimate
 from gcpo_t2i.scoring import segment
 from gcpo_t2i.shapes import GRID, PALETTE, SHAPES, Scene, cell_masks, sample_scene, to_cells
 
-METRICS = ("auroc", "average_precision", "inside")
+INSIDE = (
+    "power_rank",
+    "mean",
+    "softmax",
+)  # normalizers that credit is counted by; the share of `none` is that of `mean`
 CONFIDENT = 0.3  # GenEval's own threshold
 
 Objects = list[tuple[str, str, np.ndarray]]  # class, colour, and cells (T,) bool of each object of an image
@@ -59,18 +63,21 @@ def union(objects: Objects, cells: int) -> np.ndarray:
 def find_objects(
     tensors: Mapping[str, Tensor], masks: np.ndarray, tags: Sequence[str], seed: int
 ) -> dict[str, dict[str, Estimates]]:
-    """Rule → AUROC and average precision of its scores, and share of its credit inside, over images with masks (N, T) bool,
-    overall (the mean over tags) and per tag. Images without objects, or full of them, are left out."""
+    """Rule → `auroc` and `average_precision` of its scores, and `inside/NORMALIZER`, the share of credit inside, over images
+    with masks (N, T) bool, overall (the mean over tags) and per tag. Images without objects, or full of them, are left out."""
     which = np.flatnonzero(masks.any(1) & ~masks.all(1))
+    kept = [tags[i] for i in which]
     found: dict[str, dict[str, Estimates]] = {}
     for rule, scores in all_scores(tensors, masks.astype(float), seed).items():
-        weights = credit(scores)
         per_image = {
             "auroc": [auroc(scores[i], masks[i]) for i in which],
             "average_precision": [average_precision(scores[i], masks[i]) for i in which],
-            "inside": [inside(weights[i], masks[i]) for i in which],
         }
-        found[rule] = {name: estimate(_by_tag(values, [tags[i] for i in which])) for name, values in per_image.items()}
+        for normalizer in INSIDE:
+            if fits(rule, normalizer):
+                weights = credit(scores, normalizer)
+                per_image[f"inside/{normalizer}"] = [inside(weights[i], masks[i]) for i in which]
+        found[rule] = {name: estimate(_by_tag(values, kept)) for name, values in per_image.items()}
     return found
 
 

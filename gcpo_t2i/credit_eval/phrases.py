@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gcpo_t2i.algo.credit import CONTRASTS, NORMALIZERS
 from gcpo_t2i.credit_eval.intervals import Interval, median
 from gcpo_t2i.credit_eval.metrics import density_ratio
 from gcpo_t2i.credit_eval.objects import Objects
-from gcpo_t2i.credit_eval.rules import contrasts, credit
+from gcpo_t2i.credit_eval.rules import contrasts, credit, fits
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.shapes.prompts import article
 
@@ -85,18 +84,26 @@ def _the_one(clause: Mapping[str, Any], objects: Objects) -> Any:
 
 def find_phrases(every: Sequence[Case], tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, Interval]]]:
     """Scale of the credit → contrast → kind of phrase → median ratio of credit on the named object to that on the other, over
-    the cases whose codes have these tensors (N, T). A signed contrast has no scale in proportion."""
+    the cases, whose codes have these tensors (N, T)."""
     found: dict[str, dict[str, dict[str, Interval]]] = {}
     for scale in SCALES:
         for name, evidence in contrasts(tensors).items():
-            if CONTRASTS[name].signed and not NORMALIZERS[scale].signed:
-                continue
-            weights = credit(evidence, scale)
-            ratios: dict[str, dict[int, list[float]]] = {}
-            for case, own in zip(every, weights, strict=True):
-                ratio = density_ratio(own, case.named, case.other)
-                ratios.setdefault(case.kind, {}).setdefault(case.image, []).append(ratio)
-            found.setdefault(scale, {})[name] = {
-                kind: median(list(per_image.values())) for kind, per_image in ratios.items()
-            }
+            if fits(name, scale):
+                found.setdefault(scale, {})[name] = _medians(every, credit(evidence, scale))
     return found
+
+
+def images_of(every: Sequence[Case]) -> dict[str, int]:
+    """Kind of phrase → number of images with such phrases."""
+    return {kind: len({case.image for case in every if case.kind == kind}) for kind in _kinds(every)}
+
+
+def _kinds(every: Sequence[Case]) -> list[str]:
+    return sorted({case.kind for case in every}, reverse=True)  # two_object first
+
+
+def _medians(every: Sequence[Case], weights: np.ndarray) -> dict[str, Interval]:
+    ratios: dict[str, dict[int, list[float]]] = {kind: {} for kind in _kinds(every)}
+    for case, own in zip(every, weights, strict=True):
+        ratios[case.kind].setdefault(case.image, []).append(density_ratio(own, case.named, case.other))
+    return {kind: median(list(per_image.values())) for kind, per_image in ratios.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
@@ -11,12 +12,13 @@ from rich.table import Table
 
 from gcpo_t2i.credit_eval.decisions import BEST, SHARES
 from gcpo_t2i.credit_eval.intervals import Interval
-from gcpo_t2i.credit_eval.objects import METRICS
+from gcpo_t2i.credit_eval.objects import INSIDE
 from gcpo_t2i.credit_eval.rules import REFERENCE, RULES
 from gcpo_t2i.evals.statistics import Estimate, Estimates
 
 SOURCES = {"scenes": "drawn scenes", "images": "the model's own images"}
-HEADERS = {"auroc": "AUROC", "average_precision": "average precision", "inside": "credit inside"}
+HEADERS = {"auroc": "AUROC", "average_precision": "average precision"}
+HEADERS |= {f"inside/{name}": f"inside, {name}" for name in INSIDE}
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,14 @@ def markdown(every: Sequence[Sheet]) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """Nested results with their intervals as objects."""
+    """Nested results with their intervals as objects, and null for what is not a finite number, which JSON does not know."""
     if isinstance(value, Estimates):
         return value.as_json()
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return as_json(asdict(value))
     if isinstance(value, Mapping):
         return {key: as_json(own) for key, own in value.items()}
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sheets(found: Mapping[str, Any]) -> list[Sheet]:
@@ -63,8 +65,8 @@ def sheets(found: Mapping[str, Any]) -> list[Sheet]:
     every: list[Sheet] = []
     for source, rules in found.get("objects", {}).items():
         every += _objects(SOURCES[source], rules)
-    for source, scales in found.get("phrases", {}).items():
-        every += _phrases(SOURCES[source], scales)
+    for source, own in found.get("phrases", {}).items():
+        every += _phrases(SOURCES[source], own)
     if "advantage" in found:
         every += _advantage(found["advantage"])
     return every
@@ -78,31 +80,31 @@ def cell(one: Interval | Estimate, style: str = ".3f") -> str:
 
 
 def _objects(source: str, rules: Mapping[str, Mapping[str, Estimates]]) -> Iterator[Sheet]:
-    tags = list(next(iter(rules.values()))["auroc"].tags)
-    images = next(iter(rules.values()))["auroc"].overall.prompts
+    auroc = {rule: own["auroc"] for rule, own in rules.items()}
+    tags = list(auroc["uniform"].tags)
     yield Sheet(
         f"Where the objects are: {source}",
-        ["score", *(HEADERS[name] for name in METRICS)],
-        [[rule, *(cell(rules[rule][name].overall) for name in METRICS)] for rule in RULES],
-        f"{images} images; mean over tags [95 % interval, bootstrap over images]. Credit inside: share of the default credit on "
-        "cells of objects; that of uniform is the share of such cells.",
+        ["score", *HEADERS.values()],
+        [[rule, *(cell(rules[rule][key].overall) if key in rules[rule] else "" for key in HEADERS)] for rule in RULES],
+        f"{auroc['uniform'].overall.prompts} images; mean over tags [95 % interval, bootstrap over images]. Inside: share of "
+        "the credit, by normalizer, on cells of objects; that of uniform is the share of such cells.",
     )
     if tags:
         yield Sheet(
             f"AUROC by tag: {source}",
             ["score", *tags],
-            [[rule, *(f"{rules[rule]['auroc'].tags[tag].mean:.3f}" for tag in tags)] for rule in RULES],
+            [[rule, *(f"{auroc[rule].tags[tag].mean:.3f}" for tag in tags)] for rule in RULES],
             "Means over the images of a tag.",
         )
 
 
-def _phrases(source: str, scales: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> Iterator[Sheet]:
-    for scale, contrasts in scales.items():
-        kinds = list(dict.fromkeys(kind for own in contrasts.values() for kind in own))
+def _phrases(source: str, found: Mapping[str, Any]) -> Iterator[Sheet]:
+    images: Mapping[str, int] = found["images"]
+    for scale, contrasts in found["ratios"].items():
         yield Sheet(
             f"Phrase maps: {source}, credit by {scale}",
-            ["contrast", *kinds],
-            [[name, *(cell(own[kind], ".2f") for kind in kinds)] for name, own in contrasts.items()],
+            ["contrast", *(f"{kind} ({number} images)" for kind, number in images.items())],
+            [[name, *(cell(own[kind], ".2f") for kind in images)] for name, own in contrasts.items()],
             "Mean credit on the cells of the object that the phrase names ÷ on those of the other object: median over phrases "
             "[95 % interval, bootstrap over images]. 1 = the map does not tell them apart.",
         )
@@ -135,8 +137,8 @@ def _advantage(found: Mapping[str, Any]) -> Iterator[Sheet]:
         "What an update does, and what it should do",
         ["credit", *names],
         [[rule, *(cell(own[name]) if name in own else "" for name in names)] for rule, own in cosines.items()],
-        "Cosine between credit × (reward − its expectation) and true token advantage, over all tokens [95 % interval, bootstrap "
-        "over images]; columns: normalizers.",
+        "Cosine between credit × (reward − its expectation) and true token advantage, over all tokens [95 % interval, "
+        "bootstrap over images]; columns: normalizers.",
     )
     densities: Mapping[str, Mapping[str, Interval]] = found["densities"]
     regions = list(next(iter(densities.values())))

@@ -52,6 +52,11 @@ def mean_of_others(truth: np.ndarray) -> np.ndarray:
     return (truth.sum(0) - truth) / max(len(truth) - 1, 1)
 
 
+def fits(rule: str, normalizer: str) -> bool:
+    """Whether credit by this normalizer is not negative."""
+    return NORMALIZERS[normalizer].signed or not (rule in CONTRASTS and CONTRASTS[rule].signed)
+
+
 def credit(scores: np.ndarray, normalizer: str = CreditSettings().normalizer) -> np.ndarray:
     """(N, T) scores → credit with the settings that training has by default, mean 1 over the tokens of an image."""
     evidence = torch.from_numpy(scores)
