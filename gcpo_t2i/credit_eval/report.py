@@ -127,9 +127,9 @@ def _advantage(found: Mapping[str, Any]) -> Iterator[Sheet]:
         ],
         f"Share of ΣΔV² that the first tokens of each image hold [95 % interval, bootstrap over images]; {found['images']} "
         f"images, {found['continuations']:,} continuations. {BEST}: the order that half of the continuations say, measured on "
-        f"the other half, hence a lower bound. ΣΔV² {cell(found['sum_of_squares'], '.4f')}, variance of the reward "
-        f"{cell(found['variance'], '.4f')}, ratio {cell(found['squares_to_variance'], '.2f')}, which must be 1; noise that is "
-        f"kept out of ΣΔV²: {found['noise'].mean:.4f}.",
+        f"the other half, hence a lower bound. ΣΔV² {cell(found['sum_of_squares'], '.3g')}, variance of the reward "
+        f"{cell(found['variance'], '.3g')}, ratio {cell(found['squares_to_variance'], '.2f')}, which must be 1; noise that is "
+        f"kept out of ΣΔV²: {found['noise'].mean:.2g}.",
     )
     cosines: Mapping[str, Mapping[str, Interval]] = found["cosines"]
     names = list(cosines["uniform"])
