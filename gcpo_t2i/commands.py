@@ -7,6 +7,7 @@ from typing import Any
 
 from gcpo_t2i.config import (
     CompareConfig,
+    CreditEvalConfig,
     EnvConfig,
     EvaluationConfig,
     HeatmapConfig,
@@ -107,6 +108,21 @@ algorithm, seed and output_dir are replaced.
   gcpo-t2i compare --algorithms grpo guidance_gcpo random_credit --seeds 0 1 2 3 4 --output_dir runs/credit
   gcpo-t2i compare --train.steps 50 --train.updates_per_rollout 2 --jobs 2
   gcpo-t2i compare --train my_run.yaml --train.optim.learning_rate 2e-4""",
+    ),
+    "credit-eval": Command(
+        CreditEvalConfig,
+        "gcpo_t2i.credit_eval:credit_eval",
+        "are the credit maps right? Held against objects, phrases, and true token advantages",
+        """\
+Are the credit maps right? Every way to find the tokens that deserve credit is held against what is known:
+where the objects are (true masks), which object a phrase names, and which tokens decided the reward (the true
+token advantage, by Monte Carlo: an hour or two on two CPU cores). The same command again goes on where it was,
+and draws tables and figure from what is stored.
+
+  gcpo-t2i credit-eval
+  gcpo-t2i credit-eval --truths objects phrases                                # a minute or two
+  gcpo-t2i credit-eval --model runs/grpo/policy --output_dir runs/credit-grpo
+  gcpo-t2i credit-eval --images_per_tag 4 --continuations 32 --output_dir runs/credit-quick""",
     ),
     "pretrain": Command(
         PretrainConfig,

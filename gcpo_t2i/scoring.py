@@ -28,6 +28,14 @@ def rewards_package() -> ModuleType:
     return package
 
 
+def segment(images: Sequence[Image.Image]) -> list[list[tuple[Any, Any]]]:
+    """Of each ShapesWorld image the objects that GenEval's detector sees, `rewards.boxes.Detection`, each with its pixels
+    (48, 48) bool. UserError for images of another size."""
+    rewards_package()
+    detectors = importlib.import_module("rewards.detectors")
+    return [_mended(detectors.segment, image) for image in images]
+
+
 @dataclass(frozen=True)
 class RewardSet:
     """Loaded rewards by label, and the weights of their sum."""

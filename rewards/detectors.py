@@ -141,13 +141,18 @@ def detect(image: Image.Image) -> list[Detection]:
 
     Raises RewardError if the image is not 48 x 48 px.
     """
+    return [found for found, _ in segment(image)]
+
+
+def segment(image: Image.Image) -> list[tuple[Detection, np.ndarray]]:
+    """As `detect`, each object with its pixels, (48, 48) bool."""
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
         size = f"{image.width}x{image.height}"
         raise RewardError(f"the shapes detector reads {IMAGE_SIZE}x{IMAGE_SIZE} px ShapesWorld images, got {size}")
     pixels = np.asarray(image.convert("RGB"), np.float32)
     components = _components(pixels)
     return [
-        Detection(name, component.box(), confidence, _colors(pixels, component))
+        (Detection(name, component.box(), confidence, _colors(pixels, component)), component.mask)
         for component, (name, confidence) in zip(components, _classify(components) if components else (), strict=True)
     ]
 

@@ -234,6 +234,27 @@ def test_draw_has_the_distribution_of_its_logits() -> None:
     assert (counts - 10_000 * logits[0].softmax(-1)).abs().max() <= 1.01
 
 
+def test_an_avoided_code_leaves_the_others_their_proportions() -> None:
+    # probabilities 0.5, 0.3, 0.2: without code 0 they are 0.6 and 0.4, without code 1 they are 5/7 and 2/7
+    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(4, 3)
+    uniform = torch.tensor([0.599, 0.601, 0.714, 0.715], dtype=torch.float64)
+    found = decoding.pick(logits, uniform, False, decoding.Sampling(), torch.tensor([0, 0, 1, 1]))
+    assert found["tokens"].tolist() == [1, 2, 0, 2]
+    assert found["sample_logp"].exp().tolist() == pytest.approx([0.3, 0.2, 0.5, 0.2])  # those of all codes
+
+
+def test_only_the_first_code_is_avoided() -> None:
+    policy = tiny_policy()
+    cond, null = both(policy, TEXTS[:2])
+    whole = policy.sample(cond, null, group=1, guidance=2.0, generator=seeded())
+    avoid = whole.tokens[:, 5]
+    rest = policy.sample(
+        cond, null, group=500, guidance=2.0, generator=seeded(), given=whole.tokens[:, :5], avoid=avoid
+    ).tokens.view(2, 500, 11)
+    assert not (rest[:, :, 0] == avoid[:, None]).any()
+    assert all((rest[row, :, 1:] == avoid[row]).any() for row in (0, 1))
+
+
 def kept(logits: Tensor, **settings: float) -> list[int]:
     return decoding.filter_logits(logits[None], **settings).isfinite()[0].nonzero().flatten().tolist()  # type: ignore[arg-type]
 

@@ -8,6 +8,7 @@ Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new fi
 
 from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
 from gcpo_t2i.config.compare import CompareConfig
+from gcpo_t2i.config.credit_eval import CreditEvalConfig
 from gcpo_t2i.config.env import EnvConfig
 from gcpo_t2i.config.evaluation import EvaluationConfig
 from gcpo_t2i.config.heatmap import HeatmapConfig
@@ -33,6 +34,7 @@ __all__ = [
     "CompareConfig",
     "ConfigError",
     "CreditConfig",
+    "CreditEvalConfig",
     "EnvConfig",
     "EvalConfig",
     "EvaluationConfig",

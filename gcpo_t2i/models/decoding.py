@@ -216,10 +216,16 @@ def describe(cond: Tensor, null: Tensor | None, mixture: Tensor, tokens: Tensor,
     return {"tokens": tokens, **out}
 
 
-def pick(logits: Tensor, uniform: Tensor, guided: bool, how: Sampling) -> dict[str, Tensor]:
-    """Draws one code per sample: logits (2B, V), cond rows first, or (B, V) without null → named (B,), see `describe`."""
+def pick(
+    logits: Tensor, uniform: Tensor, guided: bool, how: Sampling, avoid: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Draws one code per sample: logits (2B, V), cond rows first, or (B, V) without null → named (B,), see `describe`.
+
+    `avoid` (B,) are codes that are not drawn: the others keep their proportions.
+    """
     cond, null, mixture = branches(logits, guided, how)
-    tokens = draw(filter_logits(mixture, how.top_k, how.top_p), uniform)
+    allowed = mixture if avoid is None else mixture.scatter(-1, avoid[:, None], -torch.inf)
+    tokens = draw(filter_logits(allowed, how.top_k, how.top_p), uniform)
     return describe(cond, null, mixture, tokens, how)
 
 
@@ -242,13 +248,16 @@ def sample(
     guided: bool,
     how: Sampling,
     generator: Generators | None = None,
+    avoid: Tensor | None = None,
 ) -> Rollout:
     """Prefixes (2P, K, D), cond rows first, or (P, K, D) when not `guided`, at position `start` → P*group samples.
 
     Each prefix runs once and its cache is expanded over the group; both branches decode in one batch of 2B rows.
-    `embed` maps codes (B,) to (B, D), `head` outputs (R, D) to logits (R, V). ValueError on settings without a meaning.
+    `embed` maps codes (B,) to (B, D), `head` outputs (R, D) to logits (R, V). `avoid` (P,) is not drawn as the first code.
+    ValueError on settings without a meaning.
     """
     how.check(guided)
+    barred = None if avoid is None else avoid.repeat_interleave(group)
     hidden, cache = prefill(trunk, prefix, mask, start)
     logits = head(hidden).repeat_interleave(group, 0)
     cache = expand(cache, group)
@@ -257,7 +266,7 @@ def sample(
     uniform = uniform_numbers(batch, length, generator, prefix.device)
     steps: list[dict[str, Tensor]] = []
     for t in range(length):
-        steps.append(pick(logits, uniform[:, t], guided, how))
+        steps.append(pick(logits, uniform[:, t], guided, how, barred if t == 0 else None))
         if t + 1 < length:
             embeds = embed(steps[-1]["tokens"])
             embeds = torch.cat([embeds, embeds]) if guided else embeds

@@ -237,11 +237,13 @@ class LlamaGenPolicy(nn.Module):
         generator: Generators | None = None,
         stats: Collection[str] = (),
         given: Tensor | None = None,
+        avoid: Tensor | None = None,
     ) -> Rollout:
         """P rows of cond and null → B = P*group images' codes and their log-probs. See `decoding.sample`.
 
         With `null`, both branches run even at guidance 1: the contrast needs them. Without, guidance must be 1.
-        `given` (P, n): the codes that images begin with, n < T; the rollout is of the T − n others.
+        `given` (P, n): the codes that images begin with, n < T; the rollout is of the T − n others. `avoid` (P,): a code
+        that is not drawn as the first of them.
         """
         rows = (
             cond
@@ -268,6 +270,7 @@ class LlamaGenPolicy(nn.Module):
             guided=null is not None,
             how=decoding.Sampling(guidance, temperature, top_k, top_p, stats),
             generator=generator,
+            avoid=avoid,
         )
 
     # ---- images

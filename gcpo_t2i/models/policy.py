@@ -103,11 +103,13 @@ class Policy(Protocol):
         generator: Generators | None = None,
         stats: Collection[str] = (),
         given: Tensor | None = None,
+        avoid: Tensor | None = None,
     ) -> Rollout:
         """P rows of cond and null → B = P*group samples of null + guidance * (cond − null), in logits.
 
         With a generator for each sample, a sample's random numbers do not depend on the batch that it is in. `given`
-        (P, n): the codes that images begin with, n < T; the rollout is of the T − n others.
+        (P, n): the codes that images begin with, n < T; the rollout is of the T − n others. `avoid` (P,): a code that is
+        not drawn as the first of them; log-probs stay those of all codes.
         """
         ...
 

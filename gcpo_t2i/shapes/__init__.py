@@ -19,6 +19,7 @@ from gcpo_t2i.shapes.scenes import (
     object_masks,
     render,
     shape_mask,
+    to_cells,
 )
 
 CHECKPOINTS = ("generator", "clip", "aesthetic")
@@ -50,5 +51,6 @@ __all__ = [
     "render",
     "sample_scene",
     "shape_mask",
+    "to_cells",
     "train_specs",
 ]

@@ -138,7 +138,11 @@ def object_masks(scene: Scene) -> list[np.ndarray]:
     return masks
 
 
+def to_cells(mask: np.ndarray) -> np.ndarray:
+    """The code cells (12, 12) bool that hold any pixel of a mask (48, 48) bool."""
+    return np.any(mask.reshape(GRID, CELL, GRID, CELL), axis=(1, 3))
+
+
 def cell_masks(scene: Scene) -> list[np.ndarray]:
     """The code cells of each object: [(12, 12) bool], a cell belongs to an object that covers any of its pixels."""
-    blocks = [mask.reshape(GRID, CELL, GRID, CELL) for mask in object_masks(scene)]
-    return [np.any(block, axis=(1, 3)) for block in blocks]
+    return [to_cells(mask) for mask in object_masks(scene)]
