@@ -6,7 +6,7 @@ with one score per image; None says "does not apply to this sample". `columns` a
 per image, and a function gets those that it has parameters for. A class is made with its settings, then called so.
 A reward may declare `range = (low, high)` as an attribute; scores outside of it are then errors.
 
-    reward = load_reward("geneval", score="dense")         # built in: clip, aesthetic, geneval
+    reward = load_reward("geneval", score="dense")         # built in: see BUILT_IN
     reward = load_reward("my/folder/brightness.py:score")  # or "pkg.module:name"
     scores = score(reward, images, prompts, columns)       # checked: number of scores, finite, in range
 
@@ -35,6 +35,8 @@ BUILT_IN = {
     "aesthetic": "rewards.aesthetic:Aesthetic",
     "clip": "rewards.clip:Clip",
     "geneval": "rewards.geneval:GenEval",
+    "hps": "rewards.hps:Hps",
+    "pickscore": "rewards.pickscore:PickScore",
 }
 
 # Rounding of a cosine or of a mean must not stop a run; a wrong scale (percent, logits) is off by far more.
