@@ -6,13 +6,13 @@ The published checkpoint files are open_clip's training format for ViT-H-14. Wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import open_clip
 from PIL import Image
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, functional
 
 from rewards.clip import ClipEncoder, default_device
 from rewards.errors import RewardError, did_you_mean
@@ -44,15 +44,18 @@ class Hps:
         return self.encoder.cosines(images, prompts).tolist()
 
 
-def _preprocess(size: int | tuple[int, int]) -> transforms.Compose:
-    """As the published package: it makes a tensor first and resizes that, where open_clip resizes the image (8 bit)."""
+def _preprocess(size: int | tuple[int, int]) -> Callable[[Image.Image], Tensor]:
+    """As the published package: a tensor first, then its longer edge resized (bicubic) and the rest padded with black, where
+    open_clip resizes the 8-bit image by its shorter edge and crops. Of square images both see the whole."""
     edge = size if isinstance(size, int) else size[0]
-    return transforms.Compose(
-        [
-            transforms.Lambda(lambda image: image.convert("RGB")),
-            transforms.ToTensor(),
-            transforms.Resize(edge, interpolation=InterpolationMode.BICUBIC, antialias=True),
-            transforms.CenterCrop(edge),
-            transforms.Normalize(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
-        ]
-    )
+
+    def prepared(image: Image.Image) -> Tensor:
+        pixels = functional.to_tensor(image.convert("RGB"))  # (3, H, W) in [0, 1]
+        scale = edge / max(pixels.shape[1:])
+        height, width = (round(length * scale) for length in pixels.shape[1:])
+        pixels = functional.resize(pixels, [height, width], InterpolationMode.BICUBIC, antialias=True)
+        down, right = edge - height, edge - width
+        pixels = functional.pad(pixels, [right // 2, down // 2, right - right // 2, down - down // 2])
+        return functional.normalize(pixels, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)  # type: ignore[arg-type]
+
+    return prepared

@@ -151,12 +151,10 @@ def test_hps_is_the_cosine_after_the_published_preparation(
     model.load_state_dict(torch.load(hps_file, weights_only=True)["state_dict"])
     model.eval()
     pixels = torch.stack([TF.to_tensor(image) for image in IMAGES])  # (4, 3, 30, 40) in [0, 1]
-    small = TF.resize(pixels, [32], TF.InterpolationMode.BICUBIC, antialias=True)  # the shorter edge: 32 × 42
-    small = TF.center_crop(small, [32, 32])
-    mean, std = (
-        torch.tensor(x).view(1, 3, 1, 1)
-        for x in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-    )
+    small = TF.resize(pixels, [24, 32], TF.InterpolationMode.BICUBIC, antialias=True)  # the longer edge is 32 now,
+    small = F.pad(small, (0, 0, 4, 4))  # and black above and below makes it square
+    constants = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in constants)
     with torch.no_grad():
         image, text, _ = model((small - mean) / std, open_clip.get_tokenizer(architecture)(PROMPTS))
     reward = load_reward("hps", checkpoint=hps_file, device="cpu")
