@@ -50,7 +50,7 @@ class RewardSet:
         device: str | None = None,
         label: Callable[[RewardConfig], str] | None = None,
     ) -> RewardSet:
-        """Loads every reward; built-in models go to `device`. UserError for what cannot be loaded.
+        """Loads every reward; those whose class has a parameter `device` go to `device`. UserError for what cannot be loaded.
 
         `label` names a reward in tables and metrics, by default with `short_name`; where two names are the same, the
         whole `pkg.module:name` or `path/to/file.py:name` is used.
@@ -59,11 +59,8 @@ class RewardSet:
         short = [(label or short_name)(config) for config in configs]
         rewards, weights = {}, {}
         for config, name in zip(configs, short, strict=True):
-            settings = dict(config.kwargs)
-            if device is not None and config.name in ("clip", "aesthetic"):
-                settings.setdefault("device", device)
             name = config.name if short.count(name) > 1 else name
-            rewards[name] = _mended(package.load_reward, config.name, **settings)
+            rewards[name] = _mended(package.load_reward, config.name, default_device=device, **config.kwargs)
             weights[name] = config.weight
         return cls(rewards, weights)
 

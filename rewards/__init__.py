@@ -6,7 +6,7 @@ with one score per image; None says "does not apply to this sample". `columns` a
 per image, and a function gets those that it has parameters for. A class is made with its settings, then called so.
 A reward may declare `range = (low, high)` as an attribute; scores outside of it are then errors.
 
-    reward = load_reward("geneval", score="dense")         # built in: clip, aesthetic, geneval
+    reward = load_reward("geneval", score="dense")         # built in: see BUILT_IN
     reward = load_reward("my/folder/brightness.py:score")  # or "pkg.module:name"
     scores = score(reward, images, prompts, columns)       # checked: number of scores, finite, in range
 
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from gcpo_t2i import __version__
 from rewards.errors import RewardError, did_you_mean
-from rewards.loading import load_object
+from rewards.loading import load_object, make
 
 if TYPE_CHECKING:
     from rewards.geneval import Verdict
@@ -35,6 +35,8 @@ BUILT_IN = {
     "aesthetic": "rewards.aesthetic:Aesthetic",
     "clip": "rewards.clip:Clip",
     "geneval": "rewards.geneval:GenEval",
+    "hps": "rewards.hps:Hps",
+    "pickscore": "rewards.pickscore:PickScore",
 }
 
 # Rounding of a cosine or of a mean must not stop a run; a wrong scale (percent, logits) is off by far more.
@@ -50,34 +52,10 @@ class Reward:
     range: tuple[float, float] | None = None
 
 
-def _make(name: str, target: Any, settings: Mapping[str, Any]) -> Callable[..., Any]:
-    """The callable behind a reward: a class is instantiated with its settings, a function is taken as it is."""
-    if not inspect.isclass(target):
-        if not callable(target):
-            raise RewardError(f"reward {name!r} is {type(target).__name__}, not a function or a class")
-        if settings:
-            raise RewardError(f"reward {name!r} is a function and takes no settings, got {', '.join(settings)}")
-        return target
-    parameters = inspect.signature(target).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        for key in settings:
-            if key not in parameters:
-                raise RewardError(f"reward {name!r} has no setting {key!r}{did_you_mean(key, parameters)}")
-    try:
-        made = target(**settings)
-    except RewardError as error:
-        raise RewardError(f"reward {name!r}: {error}") from error
-    except Exception as error:
-        raise RewardError(f"reward {name!r} could not be made: {type(error).__name__}: {error}") from error
-    if not callable(made):
-        raise RewardError(f"reward {name!r}: objects of class {target.__name__} are not callable")
-    return made
-
-
-def load_reward(name: str, **settings: Any) -> Reward:
+def load_reward(name: str, /, default_device: str | None = None, **settings: Any) -> Reward:
     """A built-in reward by name, or any function or class by `pkg.module:name` or `path/to/file.py:name`.
 
-    `settings` go to the class. Raises RewardError for unknown names and settings and for code that fails to load.
+    `settings` go to the class; so does `default_device`, if it has a parameter `device` that they leave open. Raises RewardError for unknown names and settings and for code that fails to load.
     """
     if ":" not in name and name not in BUILT_IN:
         raise RewardError(
@@ -88,7 +66,7 @@ def load_reward(name: str, **settings: Any) -> Reward:
         target = load_object(BUILT_IN.get(name, name))
     except RewardError as error:
         raise RewardError(f"reward {name!r}: {error}") from error
-    fn = _make(name, target, settings)
+    fn = make(f"reward {name!r}", target, settings, default_device)
     return Reward(name, fn, getattr(fn, "range", None))
 
 
@@ -182,7 +160,7 @@ def _called(reward: Reward, fn: Callable[..., Any], *args: Any, **kwargs: Any) -
     try:
         return fn(*args, **kwargs)
     except RewardError as error:
-        raise RewardError(f"reward {reward.name!r}: {error}") from error
+        raise RewardError(f"reward {reward.name!r}: {error}", error.sample) from error
     except Exception as error:
         raise RewardError(f"reward {reward.name!r} raised {type(error).__name__}: {error}") from error
 

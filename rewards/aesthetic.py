@@ -1,7 +1,8 @@
 """Aesthetic score: a small head on L2-normalised CLIP image features, on LAION's scale (about 1 to 10).
 
 After LAION's aesthetic predictor (github.com/LAION-AI/aesthetic-predictor: one linear layer) and its successor
-(github.com/christophschuhmann/improved-aesthetic-predictor: a multi-layer perceptron). Heads are safetensors + json.
+(github.com/christophschuhmann/improved-aesthetic-predictor: a multi-layer perceptron), whose published head
+`sac+logos+ava1-l14-linearMSE.pth` is read as it is. Our own heads are safetensors + json.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from PIL import Image
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 from gcpo_t2i.shapes import checkpoint_path
 from rewards.clip import default_device, encoder
 from rewards.errors import RewardError
+
+LAION_CLIP = ("ViT-L-14", "openai")
 
 
 class AestheticHead(nn.Module):
@@ -56,22 +60,63 @@ class AestheticHead(nn.Module):
         return head
 
 
+class LaionHead(nn.Module):
+    """LAION's second predictor: (N, 768) → 1024 → 128 → 64 → 16 → (N,) with no non-linearity in between.
+
+    The names of the layers are those of the published file, in which dropout layers take a number each.
+    """
+
+    dim = 768
+    widths = (1024, 128, 64, 16, 1)
+    numbers = (0, 2, 4, 6, 7)
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = zip((self.dim, *self.widths[:-1]), self.widths, strict=True)
+        layers = {str(number): nn.Linear(*size) for number, size in zip(self.numbers, sizes, strict=True)}
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        for layer in self.layers.values():
+            features = layer(features)
+        return features.squeeze(-1)
+
+    @classmethod
+    def from_file(cls, path: Path) -> LaionHead:
+        """Raises RewardError for a file that holds anything but the ten tensors of such a head."""
+        head = cls()
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            head.load_state_dict(state)
+        except (OSError, RuntimeError, UnpicklingError, EOFError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise RewardError(
+                f"{path} is no aesthetic head of LAION's (an MLP of 768-1024-128-64-16-1): {reason}"
+            ) from error
+        return head
+
+
 class Aesthetic:
     """The head's score of each image; prompts play no part.
 
-    head: folder of an `AestheticHead`, the shipped one by default. model, pretrained: the CLIP model it was trained on.
+    head: folder of an `AestheticHead`, or LAION's file (.pth); by default the head that ships with the package.
+    model, pretrained: the CLIP model it was trained on; by default ViT-L-14 of OpenAI for LAION's file, else the shipped one.
     """
 
     def __init__(
         self,
         head: str | Path | None = None,
-        model: str = "shapesworld",
+        model: str | None = None,
         pretrained: str | None = None,
         batch_size: int = 64,
         device: str | None = None,
     ) -> None:
         device = device or default_device()
-        self.head = AestheticHead.from_pretrained(head or checkpoint_path("aesthetic")).to(device).eval()
+        path = Path(head or checkpoint_path("aesthetic")).expanduser()
+        laion = path.suffix in (".pth", ".pt")
+        self.head = (LaionHead.from_file if laion else AestheticHead.from_pretrained)(path).to(device).eval()
+        if model is None:
+            model, pretrained = (LAION_CLIP[0], pretrained or LAION_CLIP[1]) if laion else ("shapesworld", pretrained)
         self.encoder = encoder(model, pretrained, device, batch_size)
         if self.encoder.dim != self.head.dim:
             raise RewardError(

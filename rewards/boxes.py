@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,17 +21,40 @@ RELATIONS: dict[str, tuple[int, int]] = {"left of": (0, -1), "right of": (0, 1),
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Which detections count; the defaults are the official evaluator's.
+
+    threshold, counting_threshold: what the confidence must exceed, in general and under the tag `counting`. max_objects: of
+    a class. max_overlap: IoU from which the less confident of two boxes of a class is dropped, 1 = never.
+    """
+
+    threshold: float = THRESHOLD
+    counting_threshold: float = COUNTING_THRESHOLD
+    max_objects: int = MAX_OBJECTS
+    max_overlap: float = MAX_OVERLAP
+
+
+OFFICIAL = Limits()
+
+
+@dataclass(frozen=True)
 class Detection:
-    """What a detector says of one object. `colors`: probability per colour name; may be empty if nobody asks for it."""
+    """What a detector says of one object. `colors`: probability per colour name; may be empty if nobody asks for it.
+    `mask`: its pixels, (H, W) bool, from detectors that know them."""
 
     name: str
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in px
     confidence: float
     colors: Mapping[str, float] = field(default_factory=dict)
+    mask: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
     def color(self) -> str:
         return max(self.colors, key=lambda color: self.colors[color], default="")
+
+
+def without_mask(detection: Detection) -> Detection:
+    return detection if detection.mask is None else replace(detection, mask=None)
 
 
 def box_iou(a: Box, b: Box) -> float:
@@ -78,14 +101,11 @@ def ranked_by_class(
 
 
 def filter_detections(
-    detections: Sequence[Detection],
-    tag: str | None = None,
-    max_objects: int = MAX_OBJECTS,
-    max_overlap: float = MAX_OVERLAP,
+    detections: Sequence[Detection], tag: str | None = None, limits: Limits = OFFICIAL
 ) -> dict[str, list[Detection]]:
-    """Detections that count, by class, by falling confidence. Threshold: 0.9 if the tag is `counting`, else 0.3."""
-    threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
-    return ranked_by_class(detections, threshold, max_objects, max_overlap)
+    """Detections that count, by class, by falling confidence."""
+    threshold = limits.counting_threshold if tag == "counting" else limits.threshold
+    return ranked_by_class(detections, threshold, limits.max_objects, limits.max_overlap)
 
 
 def relative_position(a: Box, b: Box) -> set[str]:

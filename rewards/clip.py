@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import open_clip
@@ -45,26 +46,39 @@ def _full_name(model: str, pretrained: str | None) -> str:
     return name
 
 
-class ClipEncoder:
-    """L2-normalised float32 features of a frozen open_clip model, without gradient.
+def _quick_gelu(name: str, pretrained: str | None) -> bool:
+    """Whether the weights of this tag were trained with QuickGELU. open_clip only warns where the plain name of the model
+    ("ViT-L-14", "openai") says otherwise, and the features would be a little wrong."""
+    known = pretrained is not None and open_clip.get_pretrained_cfg(name, pretrained)
+    return bool(known and known.get("quick_gelu"))
 
-    model: `shapesworld` (the shipped checkpoint), an open_clip name with its `pretrained` tag ("ViT-L-14", "openai"),
-        or `hf-hub:org/name`, or `local-dir:folder`.
+
+def _why(error: Exception, name: str, pretrained: str | None) -> str:
+    """What went wrong, in one line, with the line that downloads what is missing."""
+    if isinstance(error, UnpicklingError):
+        return f"'{pretrained}' is no file of weights alone, and loading it could run code; save its state_dict instead"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    known = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    repo = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else known.get("hf_hub", "").rstrip("/")
+    return f"{reason}; if its files are missing, where there is a network: hf download {repo}" if repo else reason
+
+
+class Encoder:
+    """L2-normalised float32 features of images and texts, in batches, without gradient.
+
+    A subclass says what the features of one batch are.
     """
 
-    def __init__(self, model: str, pretrained: str | None, device: str, batch_size: int) -> None:
+    def __init__(self, device: str, batch_size: int) -> None:
         self.device = device
         self.batch_size = batch_size
-        name = _full_name(model, pretrained)
-        try:
-            # Unlike `create_model_and_transforms`, this one refuses to go on with random weights.
-            built: Any = open_clip.create_model_from_pretrained(name, pretrained, device=device)
-            self.tokenizer = open_clip.get_tokenizer(name)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise RewardError(f"CLIP model {model!r} (pretrained {pretrained!r}): {error}") from error
-        self.model, self.preprocess = built
-        self.model.eval().requires_grad_(False)
         self._texts: dict[str, Tensor] = {}
+
+    def image_features(self, images: list[Image.Image]) -> Tensor:
+        raise NotImplementedError
+
+    def text_features(self, texts: list[str]) -> Tensor:
+        raise NotImplementedError
 
     @property
     def dim(self) -> int:
@@ -73,11 +87,9 @@ class ClipEncoder:
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """N images → (N, D) on the model's device."""
-        features = []
-        for start in range(0, len(images), self.batch_size):
-            chunk = [self.preprocess(image) for image in images[start : start + self.batch_size]]
-            features.append(F.normalize(self.model.encode_image(torch.stack(chunk).to(self.device)).float(), dim=-1))
-        return torch.cat(features)
+        starts = range(0, len(images), self.batch_size)
+        batches = [self.image_features(list(images[start : start + self.batch_size])) for start in starts]
+        return F.normalize(torch.cat(batches).float(), dim=-1)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -87,9 +99,45 @@ class ClipEncoder:
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         for start in range(0, len(new), self.batch_size):
             chunk = new[start : start + self.batch_size]
-            features = F.normalize(self.model.encode_text(self.tokenizer(chunk).to(self.device)).float(), dim=-1)
+            features = F.normalize(self.text_features(chunk).float(), dim=-1)
             self._texts.update(zip(chunk, features, strict=True))
         return torch.stack([self._texts[text] for text in texts])
+
+    def cosines(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        """N images and their N texts → (N,), in [-1, 1]."""
+        if not images:
+            return torch.zeros(0)
+        return (self.encode_images(images) * self.encode_texts(texts)).sum(dim=-1).clamp(-1.0, 1.0)
+
+
+class ClipEncoder(Encoder):
+    """A frozen open_clip model.
+
+    model: `shapesworld` (the shipped checkpoint), an open_clip name with its `pretrained` tag or checkpoint file
+        ("ViT-L-14", "openai"), or `hf-hub:org/name`, or `local-dir:folder`.
+    """
+
+    def __init__(self, model: str, pretrained: str | None, device: str, batch_size: int) -> None:
+        super().__init__(device, batch_size)
+        name = _full_name(model, pretrained)
+        try:
+            # Unlike `create_model_and_transforms`, this one refuses to go on with random weights.
+            built: Any = open_clip.create_model_from_pretrained(
+                name, pretrained, device=device, force_quick_gelu=_quick_gelu(name, pretrained)
+            )
+            self.tokenizer = open_clip.get_tokenizer(name)
+        except (RuntimeError, ValueError, OSError, UnpicklingError) as error:
+            raise RewardError(
+                f"CLIP model {model!r} (pretrained {pretrained!r}): {_why(error, name, pretrained)}"
+            ) from error
+        self.model, self.preprocess = built
+        self.model.eval().requires_grad_(False)
+
+    def image_features(self, images: list[Image.Image]) -> Tensor:
+        return self.model.encode_image(torch.stack([self.preprocess(image) for image in images]).to(self.device))
+
+    def text_features(self, texts: list[str]) -> Tensor:
+        return self.model.encode_text(self.tokenizer(texts).to(self.device))
 
 
 @lru_cache(maxsize=4)
@@ -109,7 +157,4 @@ class Clip:
         self.encoder = encoder(model, pretrained, device or default_device(), batch_size)
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        if not images:
-            return []
-        cosine = (self.encoder.encode_images(images) * self.encoder.encode_texts(prompts)).sum(dim=-1)
-        return cosine.clamp(-1.0, 1.0).tolist()
+        return self.encoder.cosines(images, prompts).tolist()

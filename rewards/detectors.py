@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from gcpo_t2i.shapes import IMAGE_SIZE, PALETTE, SHAPES, SIZES, shape_mask
+from gcpo_t2i.shapes import IMAGE_SIZE, PALETTE, SHAPES, SIZES, Object, Scene, render, shape_mask
 from rewards.boxes import Detection
 from rewards.errors import RewardError
+from rewards.self_test import Known
 
 _GREY = 40  # px whose channels differ by less are grey; the palest palette colour differs by 80
 _MIN_AREA = 16  # px; the smallest silhouette has 50
@@ -162,6 +163,12 @@ class ShapesDetector:
 
     classes = SHAPES
     colors = tuple(PALETTE)
+
+    def known(self) -> list[Known]:
+        """One object of each shape."""
+        scenes = [Scene((Object(shape, "blue", max(SIZES), 16, 16),)) for shape in SHAPES]
+        names = [[scene.objects[0].shape] for scene in scenes]
+        return [(Image.fromarray(render(scene)), own) for scene, own in zip(scenes, names, strict=True)]
 
     def __call__(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
         return [detect(image) for image in images]

@@ -7,7 +7,14 @@ from difflib import get_close_matches
 
 
 class RewardError(ValueError):
-    """A reward that cannot be loaded, or that returned something no training step should see."""
+    """A reward that cannot be loaded, or that returned something no training step should see.
+
+    `sample`: the index of the prompt or image that it is about, if it is about one.
+    """
+
+    def __init__(self, message: str, sample: int | None = None) -> None:
+        super().__init__(message)
+        self.sample = sample
 
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:

@@ -1,18 +1,7 @@
 """GenEval (Ghosh et al. 2023, arXiv 2310.11513): are the objects, numbers, colours and places right?
 
-Three layers that know nothing of each other: *rules*, pure functions on boxes that give the verdict of the official
-evaluator (github.com/djghosh13/geneval, `evaluation/evaluate_images.py`) on any input; *scores* made of them; and the
-reward `GenEval`, which runs a detector and applies both.
-
-What the official rules do, and one might not expect:
-
-- Only the `count` most confident objects of a class are looked at: their colours and places decide, and further objects
-  of the class never hurt, unless an `exclude` clause counts them.
-- A clause is judged in order: number, colour, place. The first miss ends it, and its objects are then no target for
-  the `position` of a later clause, which fails in turn.
-- A position holds only if it holds for every pair of object and target. It is the direction between the box centres,
-  shortened per axis by 0.1 of the summed box sizes, and an axis counts from half the distance on (60° to each side).
-- Confidence must exceed 0.3, or 0.9 when counting; at most 16 boxes per class; overlaps are not suppressed by default.
+Three layers that know nothing of each other: the official *rules* (`rewards.rules`), pure functions on boxes; *scores*
+made of them; and the reward `GenEval`, which runs a detector and applies both.
 """
 
 from __future__ import annotations
@@ -22,21 +11,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rewards.boxes import (
+    OFFICIAL,
     RELATIONS,
-    Box,
     Detection,
+    Limits,
     box_iou,
     closeness,
     filter_detections,
     keep_boxes,
     ranked_by_class,
     relative_position,
+    without_mask,
 )
 from rewards.errors import RewardError, did_you_mean
-from rewards.loading import load_object
+from rewards.loading import load_object, make
+from rewards.rules import Metadata, evaluate, misses
 
-Metadata = Mapping[str, Any]
-Colors = Callable[[str, Sequence[Box]], list[str]]
 Detector = Callable[[list[Any]], list[list[Detection]]]
 
 __all__ = [
@@ -52,75 +42,6 @@ __all__ = [
     "misses",
     "relative_position",
 ]
-
-# Rules ---------------------------------------------------------------------------------------------------------------
-
-
-def _position_miss(name: str, relation: str, found: Sequence[Box], targets: Sequence[Box] | None) -> str:
-    if targets is None:
-        return f"{name} should be {relation} an object that does not meet its own clause"
-    for box in found:
-        for target in targets:
-            actual = relative_position(box, target)
-            if relation not in actual:
-                return f"{name} should be {relation} its target, is {' and '.join(sorted(actual)) or 'too close'}"
-    return ""
-
-
-def _include_miss(
-    clause: Metadata,
-    found: Sequence[Box],
-    groups: Sequence[Sequence[Box] | None],
-    colors: Colors,
-) -> str:
-    """Why the clause is not met, "" if it is. `found`: at most `count` boxes; `groups`: those of earlier clauses."""
-    name, count = clause["class"], clause["count"]
-    if len(found) < count:
-        return f"expected at least {count} {name}, found {len(found)}"
-    if "color" in clause:
-        seen = list(colors(name, found))
-        if seen.count(clause["color"]) < count:
-            return f"expected at least {count} {clause['color']} {name}, found {', '.join(seen) or 'none'}"
-    if "position" in clause:
-        relation, target = clause["position"]
-        if not -len(groups) <= target < len(groups):
-            raise RewardError(f"position of {name!r} refers to clause {target}, which does not come before it")
-        return _position_miss(name, relation, found, groups[target])
-    return ""
-
-
-def misses(objects: Mapping[str, Sequence[Box]], metadata: Metadata, colors: Colors) -> list[str]:
-    """One entry per clause, `include` before `exclude`: why it is not met, "" if it is. Arguments as for `evaluate`."""
-    reasons: list[str] = []
-    groups: list[Sequence[Box] | None] = []
-    for clause in metadata.get("include") or ():
-        found = objects.get(clause["class"], ())[: clause["count"]]
-        reasons.append(_include_miss(clause, found, groups, colors))
-        groups.append(None if reasons[-1] else found)
-    for clause in metadata.get("exclude") or ():
-        number = len(objects.get(clause["class"], ()))
-        reasons.append(
-            f"expected fewer than {clause['count']} {clause['class']}, found {number}"
-            if number >= clause["count"]
-            else ""
-        )
-    return reasons
-
-
-def evaluate(objects: Mapping[str, Sequence[Box]], metadata: Metadata, colors: Colors) -> tuple[bool, str]:
-    """The official verdict, and what is wrong, one line per clause that is not met.
-
-    objects: class name → boxes (x0, y0, x1, y1, confidence), sorted by falling confidence, already thresholded.
-    metadata: `include` clauses {class, count, color?, position? = [relation, index of an earlier clause]}, all of which
-        must hold, and `exclude` clauses {class, count}, none of which may be reached.
-    colors: names the colours of these boxes of that class; asked only where the number is right and a colour is named.
-
-    Raises RewardError if a position refers to a clause that does not come before it (the official code has no verdict
-    there either).
-    """
-    reasons = [reason for reason in misses(objects, metadata, colors) if reason]
-    return not reasons, "\n".join(reasons)
-
 
 # Scores --------------------------------------------------------------------------------------------------------------
 
@@ -190,9 +111,9 @@ class Verdict:
     objects: Mapping[str, list[Detection]]
 
 
-def judge(detections: Sequence[Detection], metadata: Metadata) -> Verdict:
+def judge(detections: Sequence[Detection], metadata: Metadata, limits: Limits = OFFICIAL) -> Verdict:
     """Rules and scores on the raw detections of one image. `partial`: share of clauses met, 1 exactly if correct."""
-    objects = filter_detections(detections, metadata.get("tag"))
+    objects = filter_detections(detections, metadata.get("tag"), limits)
     boxes = {name: [(*d.box, d.confidence) for d in found] for name, found in objects.items()}
     # The rules ask for the colours of the first boxes of a class: the order is the key, equal boxes are no problem.
     reasons = misses(boxes, metadata, lambda name, asked: [d.color for d in objects[name][: len(asked)]])
@@ -205,7 +126,13 @@ def judge(detections: Sequence[Detection], metadata: Metadata) -> Verdict:
 # Reward --------------------------------------------------------------------------------------------------------------
 
 SCORES = ("dense", "partial", "strict")
-DETECTORS = {"shapes": "rewards.detectors:ShapesDetector"}
+DETECTORS = {
+    "grounding_dino": "rewards.open_vocabulary:GroundingDino",
+    "mask2former": "rewards.mask2former:Mask2Former",
+    "owlv2": "rewards.open_vocabulary:Owlv2",
+    "shapes": "rewards.detectors:ShapesDetector",
+}
+_CHUNK = 32  # images between detection and verdict at a time: their masks are in memory
 
 
 def _metadata(tag: str | None, include: Any, exclude: Any) -> Metadata | None:
@@ -234,28 +161,58 @@ def _check_clause(clause: Metadata, before: int) -> None:
 class GenEval:
     """GenEval as a reward. Needs the prompts' columns `tag`, `include` and `exclude`; None for samples without them.
 
-    detector: a built-in name (`shapes`), `pkg.module:name`, `path/file.py:name`, or a callable
+    detector: a built-in name (`DETECTORS`), `pkg.module:name`, `path/file.py:name`, or a callable
         list of images → list of lists of `Detection`. If it declares `classes` or `colors`, a prompt that asks for
-        others is an error and not a silent zero.
+        others is an error and not a silent zero; if it declares `colors_by_clip`, colours are read off its objects by
+        CLIP (`rewards.colors`). detector_kwargs, color_kwargs: settings of the two.
     score: `dense` for training, `partial`, or `strict`, which is what is reported.
+    threshold, counting_threshold, max_overlap: as the official evaluator's options of these names.
+    self_test: whether the detector must first find something on pictures with known content (`rewards.self_test`); or a
+        .jsonl file with pictures of your own.
     """
 
     range: ClassVar = (0.0, 1.0)
 
     def __init__(
-        self, detector: str | Detector = "shapes", score: Literal["dense", "partial", "strict"] = "dense"
+        self,
+        detector: str | Detector = "shapes",
+        score: Literal["dense", "partial", "strict"] = "dense",
+        detector_kwargs: Mapping[str, Any] | None = None,
+        color_kwargs: Mapping[str, Any] | None = None,
+        threshold: float = OFFICIAL.threshold,
+        counting_threshold: float = OFFICIAL.counting_threshold,
+        max_overlap: float = OFFICIAL.max_overlap,
+        self_test: bool | str = True,
+        device: str | None = None,
     ) -> None:
         if score not in SCORES:
             raise RewardError(f"score {score!r} is unknown{did_you_mean(score, SCORES)}")
         self.score = score
-        self.detector = self._load(detector) if isinstance(detector, str) else detector
+        self.limits = Limits(threshold, counting_threshold, max_overlap=max_overlap)
+        self.detector = self._load(detector, detector_kwargs or {}, device) if isinstance(detector, str) else detector
+        self.painter = None
+        if getattr(self.detector, "colors_by_clip", False):
+            from rewards.colors import ColorClassifier
+
+            self.painter = make("color_kwargs", ColorClassifier, color_kwargs or {}, device)
+        elif color_kwargs:
+            raise RewardError("color_kwargs are for detectors whose colours are read by CLIP, which this one's are not")
+        if self_test:
+            from rewards.self_test import check_detector
+
+            check_detector(self.detector, self_test, threshold)
 
     @staticmethod
-    def _load(name: str) -> Detector:
+    def _load(name: str, settings: Mapping[str, Any], device: str | None) -> Detector:
         if ":" not in name and name not in DETECTORS:
             raise RewardError(f"detector {name!r} is unknown{did_you_mean(name, DETECTORS)}")
-        target = load_object(DETECTORS.get(name, name))
-        return target() if isinstance(target, type) else target
+        return make(f"detector {name!r}", load_object(DETECTORS.get(name, name)), settings, device)
+
+    def _words(self, key: str) -> Sequence[str] | None:
+        """The classes or colours that can be asked for, None for any."""
+        if key == "color" and self.painter is not None:
+            return self.painter.colors
+        return getattr(self.detector, {"class": "classes", "color": "colors"}[key], None)
 
     def _check(self, metadata: Metadata) -> None:
         """Refuse what could only ever score zero: broken clauses, and words that the detector has no notion of."""
@@ -263,12 +220,12 @@ class GenEval:
             _check_clause(clause, before=i)
         for clause in metadata["exclude"]:
             _check_clause(clause, before=0)
-        for key, known in (("class", "classes"), ("color", "colors")):
-            names = getattr(self.detector, known, None)
+        for key in ("class", "color"):
+            known = self._words(key)
             asked = [c[key] for c in (*metadata["include"], *metadata["exclude"]) if key in c]
             for word in asked:
-                if names is not None and word not in names:
-                    raise RewardError(f"the detector knows no {key} {word!r}{did_you_mean(str(word), names)}")
+                if known is not None and word not in known:
+                    raise RewardError(f"the detector knows no {key} {word!r}{did_you_mean(str(word), known)}")
 
     def specs(
         self,
@@ -277,12 +234,16 @@ class GenEval:
         include: Sequence[Any] | None = None,
         exclude: Sequence[Any] | None = None,
     ) -> list[Metadata | None]:
-        """The metadata of each of `number` samples, None where there is none. RewardError for what could only score zero."""
+        """The metadata of each of `number` samples, None where there is none. RewardError, with the sample's index, for what
+        could only score zero."""
         columns = [[None] * number if column is None else column for column in (tag, include, exclude)]
         specs = [_metadata(*row) for row in zip(*columns, strict=True)]
-        for spec in specs:
-            if spec is not None:
-                self._check(spec)
+        for index, spec in enumerate(specs):
+            try:
+                if spec is not None:
+                    self._check(spec)
+            except RewardError as error:
+                raise RewardError(str(error), sample=index) from error
         return specs
 
     def judge(
@@ -294,9 +255,21 @@ class GenEval:
     ) -> list[Verdict | None]:
         """All scores and the reason, per image, from one detection pass; None for a sample without metadata."""
         specs = self.specs(len(images), tag, include, exclude)
+        verdicts: list[Verdict | None] = [None] * len(images)
         wanted = [i for i, spec in enumerate(specs) if spec is not None]
-        found = dict(zip(wanted, self.detector([images[i] for i in wanted]) if wanted else (), strict=True))
-        return [None if spec is None else judge(found[i], spec) for i, spec in enumerate(specs)]
+        for start in range(0, len(wanted), _CHUNK):
+            rows = wanted[start : start + _CHUNK]
+            found = self._detect([images[i] for i in rows], [specs[i] or {} for i in rows])
+            for i, detections in zip(rows, found, strict=True):
+                verdicts[i] = judge(detections, specs[i] or {}, self.limits)
+        return verdicts
+
+    def _detect(self, images: list[Any], specs: Sequence[Metadata]) -> list[list[Detection]]:
+        """Detections with the colours that the specifications ask for; their masks are needed for no more than that."""
+        found = self.detector(images)
+        if self.painter is not None:
+            found = self.painter.paint(images, found, specs, self.limits)
+        return [[without_mask(detection) for detection in own] for own in found]
 
     def __call__(
         self,

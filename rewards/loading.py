@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,3 +56,32 @@ def load_object(spec: str) -> Any:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise RewardError(f"{source} has no {attribute!r}{did_you_mean(attribute, public)}")
     return getattr(module, attribute)
+
+
+def make(label: str, target: Any, settings: Mapping[str, Any], device: str | None = None) -> Any:
+    """What a name stands for: a class is instantiated with its settings, a function is taken as it is.
+
+    A class with a parameter `device` gets this one, unless it is among the settings. RewardError, which begins with the label,
+    for settings that the class does not have, and for what it raises.
+    """
+    if not inspect.isclass(target):
+        if not callable(target):
+            raise RewardError(f"{label} is {type(target).__name__}, not a function or a class")
+        if settings:
+            raise RewardError(f"{label} is a function and takes no settings, got {', '.join(settings)}")
+        return target
+    parameters = inspect.signature(target).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for key in settings:
+            if key not in parameters:
+                raise RewardError(f"{label} has no setting {key!r}{did_you_mean(key, parameters)}")
+    given = {"device": device} if device is not None and "device" in parameters else {}
+    try:
+        made = target(**given | dict(settings))
+    except RewardError as error:
+        raise RewardError(f"{label}: {error}") from error
+    except Exception as error:
+        raise RewardError(f"{label} could not be made: {type(error).__name__}: {error}") from error
+    if not callable(made):
+        raise RewardError(f"{label}: objects of class {target.__name__} are not callable")
+    return made

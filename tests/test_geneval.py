@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rewards.boxes import Detection, box_iou, filter_detections, keep_boxes, relative_position
+from rewards.boxes import Detection, Limits, box_iou, filter_detections, keep_boxes, relative_position
 from rewards.errors import RewardError
 from rewards.geneval import evaluate, misses
 
@@ -226,7 +226,7 @@ def test_at_most_sixteen_per_class_the_most_confident_ones() -> None:
     kept = filter_detections(found)
     assert [d.confidence for d in kept["cat"]] == [0.5 + i / 100 for i in range(19, 3, -1)]
     assert len(kept["dog"]) == 1
-    assert len(filter_detections(found, max_objects=3)["cat"]) == 3
+    assert len(filter_detections(found, limits=Limits(max_objects=3))["cat"]) == 3
 
 
 def test_overlaps_are_suppressed_only_on_request() -> None:
