@@ -20,6 +20,7 @@ from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import clear_leftovers
 from gcpo_t2i.folders import check_output_dir, locked, next_run_dir, remove_output
 from gcpo_t2i.models import load_policy
+from gcpo_t2i.models.hub import local_folder
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.resume import check_settings
 from gcpo_t2i.shapes import checkpoint_path
@@ -67,8 +68,8 @@ def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
 
 
 def model_folder(name: str) -> Path:
-    """The folder of the shipped model for `shapesworld`, else the policy folder of that name."""
-    return checkpoint_path("generator") if name == EMBEDDED_MODEL else Path(name)
+    """The folder of the shipped model for `shapesworld`, else the policy folder of that name, or of that repository."""
+    return checkpoint_path("generator") if name == EMBEDDED_MODEL else local_folder(name)
 
 
 def load_model(name: str, device: torch.device) -> Policy:

@@ -1,4 +1,5 @@
-"""The folder that a policy is saved in: `model_index.json` plus one sub-folder per part, as a diffusers pipeline has it."""
+"""The folder that a policy is saved in: `model_index.json` plus one sub-folder per part, as a diffusers pipeline has it;
+or the format of transformers, where a `config.json` names the model's type."""
 
 from __future__ import annotations
 
@@ -12,13 +13,20 @@ from gcpo_t2i.errors import UserError, did_you_mean
 
 INDEX = "model_index.json"
 FORMAT_VERSION = 1
+CONFIG = "config.json"
+MODEL_TYPES = {"janus": "JanusPolicy"}  # of transformers, and the class of our own that loads it
 
 
 def read_index(folder: str | Path, known: Iterable[str]) -> dict[str, Any]:
-    """The model index of `folder`. UserError when it is missing, unreadable, newer, or of a class not in `known`."""
+    """The model index of `folder`, or `_class_name` alone for transformers' own format.
+
+    UserError when it is missing, unreadable, newer, or of a class not in `known`.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}; give a folder written by save_pretrained")
+    if not (folder / INDEX).is_file() and (folder / CONFIG).is_file():
+        return {"_class_name": _class_of_model_type(folder / CONFIG)}
     index = read_json(folder / INDEX)
     name = str(index.get("_class_name"))
     version = index.get("format_version")
@@ -29,6 +37,18 @@ def read_index(folder: str | Path, known: Iterable[str]) -> dict[str, Any]:
             f"{folder / INDEX}: format version {version!r}, this gcpo-t2i reads up to {FORMAT_VERSION}; update gcpo-t2i"
         )
     return index
+
+
+def _class_of_model_type(config: Path) -> str:
+    name = str(read_json(config).get("model_type"))
+    if name == "multi_modality":
+        raise UserError(
+            f"{config}: model type 'multi_modality' is Janus for DeepSeek's own code; "
+            "use the same weights in transformers' format: deepseek-community/Janus-Pro-1B, deepseek-community/Janus-Pro-7B"
+        )
+    if name not in MODEL_TYPES:
+        raise UserError(f"{config}: unknown model type {name!r}{did_you_mean(name, MODEL_TYPES)}")
+    return MODEL_TYPES[name]
 
 
 def write_index(folder: str | Path, class_name: str, parts: dict[str, tuple[str, str]]) -> None:

@@ -1,14 +1,13 @@
 """LlamaGen text-to-image policies (arXiv 2406.06525): a caption prefix, then image codes, on a `transformers.LlamaModel`.
 
-The sequence is [L caption positions, padded left, causal][T image codes]; the logits of code t come from position
-L − 1 + t, so T codes need the prefix and codes[:-1] as inputs. Differences from the published module: q and k are laid
-out in half-split rotary pairs, so that a stock LlamaModel runs it; caption positions are rotated by the identity (the
+The sequence is that of `gcpo_t2i.models.trunk`. Differences from the published module: q and k are laid out in
+half-split rotary pairs, so that a stock LlamaModel runs it; caption positions are rotated by the identity (the
 published code multiplies them by zero); the null embedding is learned (there it stays at its random initial value).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,14 +17,15 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import LlamaModel, PreTrainedTokenizerFast, T5EncoderModel
 
-from gcpo_t2i.models import captions, decoding, folder, teacher_forcing, vq
+from gcpo_t2i.models import captions, folder, vq
 from gcpo_t2i.models import llamagen_parts as parts
 from gcpo_t2i.models.llamagen_parts import Adapter
-from gcpo_t2i.models.policy import Condition, Generators, Rollout, Scores
+from gcpo_t2i.models.policy import Condition
 from gcpo_t2i.models.rope import Rotary2D
+from gcpo_t2i.models.trunk import TrunkPolicy
 
 
-class LlamaGenPolicy(nn.Module):
+class LlamaGenPolicy(TrunkPolicy):
     """See `gcpo_t2i.models.policy.Policy` for the contract. Text encoder and tokenizer are always in eval mode."""
 
     def __init__(
@@ -161,117 +161,18 @@ class LlamaGenPolicy(nn.Module):
         null = self.adapter.uncond_embedding.to(condition.states.dtype) * condition.mask[..., None]
         return Condition(torch.where(drop[:, None, None], null, condition.states), condition.mask)
 
-    # ---- scoring
+    # ---- what scoring and sampling ask for
 
-    def hidden(self, states: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
-        """states (B, L, D), mask (B, L), codes (B, T) → trunk outputs (B, T, dim) that predict each code."""
-        prefix, mask = self._prefix(Condition(states, mask))  # (B, K, dim)
-        embeds = torch.cat([prefix, self.trunk.embed_tokens(codes[:, :-1])], dim=1)
-        valid = torch.cat([mask, mask.new_ones(codes.shape[0], codes.shape[1] - 1)], dim=1)
-        start = self.caption_tokens - prefix.shape[1]
-        positions = torch.arange(start, start + embeds.shape[1], device=embeds.device)[None]
-        output = self.trunk(inputs_embeds=embeds, attention_mask=valid, position_ids=positions, use_cache=False)
-        return output.last_hidden_state[:, prefix.shape[1] - 1 :]
-
-    def _prefix(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        condition = condition.trimmed()
+    def prefix(self, condition: Condition) -> Tensor:
+        """Captions projected to the trunk's width (N, L, dim)."""
         dtype = self.trunk.embed_tokens.weight.dtype  # under autocast the residual stream stays float32, as usual
-        return self.adapter.caption_projector(condition.states.to(dtype)).to(dtype), condition.mask
+        return self.adapter.caption_projector(condition.states.to(dtype)).to(dtype)
 
-    def forward(self, states: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
-        """Teacher-forced logits (B, T, V) float32 of codes (B, T) under caption states (B, L, D) and mask (B, L)."""
-        return self.adapter.head(self.hidden(states, mask, codes))
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        return self.trunk.embed_tokens(codes)
 
-    def logp(
-        self,
-        cond: Condition,
-        tokens: Tensor,
-        *,
-        temperature: float = 1.0,
-        null: Condition | None = None,
-        guidance: float = 1.0,
-        entropy: bool = False,
-    ) -> Scores:
-        """Log-probs (B, T) float32 of tokens (B, T), differentiable; with `null`, of null + guidance * (cond − null).
-
-        The null branch gets no gradient. `entropy` is of the same distribution. See `teacher_forcing.score`.
-        """
-        hidden = self.hidden(cond.states, cond.mask, tokens)
-        null_hidden = None
-        if null is not None and guidance != 1.0:
-            with torch.no_grad():
-                null_hidden = self.hidden(null.states, null.mask, tokens)
-        return teacher_forcing.score(
-            self.adapter.head, hidden, tokens, null_hidden, guidance=guidance, temperature=temperature, entropy=entropy
-        )
-
-    @torch.no_grad()
-    def rescore(
-        self,
-        cond: Condition,
-        null: Condition | None,
-        tokens: Tensor,
-        *,
-        guidance: float = 1.0,
-        temperature: float = 1.0,
-        stats: Collection[str] = (),
-    ) -> Rollout:
-        """What the sampler would know of codes (B, T), whoever made them, under B rows of cond and null. No gradients."""
-        conditions = [cond] if null is None else [cond, null]
-        hidden = torch.cat([self.hidden(c.states, c.mask, tokens) for c in conditions])
-        how = decoding.Sampling(guidance, temperature, stats=stats)
-        return teacher_forcing.rescore(self.adapter.head, hidden, tokens, null is not None, how)
-
-    # ---- sampling
-
-    def sample(
-        self,
-        cond: Condition,
-        null: Condition | None,
-        *,
-        group: int,
-        guidance: float,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        generator: Generators | None = None,
-        stats: Collection[str] = (),
-        given: Tensor | None = None,
-        avoid: Tensor | None = None,
-    ) -> Rollout:
-        """P rows of cond and null → B = P*group images' codes and their log-probs. See `decoding.sample`.
-
-        With `null`, both branches run even at guidance 1: the contrast needs them. Without, guidance must be 1.
-        `given` (P, n): the codes that images begin with, n < T; the rollout is of the T − n others. `avoid` (P,): a code
-        that is not drawn as the first of them.
-        """
-        rows = (
-            cond
-            if null is None
-            else Condition(torch.cat([cond.states, null.states]), torch.cat([cond.mask, null.mask]))
-        )
-        with torch.no_grad():
-            prefix, mask = self._prefix(rows)
-        start, length = self.caption_tokens - prefix.shape[1], self.grid[0] * self.grid[1]
-        if given is not None:
-            codes = given if null is None else torch.cat([given, given])
-            prefix = torch.cat([prefix, self.trunk.embed_tokens(codes)], dim=1)
-            mask = torch.cat([mask, mask.new_ones(codes.shape)], dim=1)
-            length -= given.shape[1]
-        return decoding.sample(
-            self.trunk,
-            self.trunk.embed_tokens,
-            self.adapter.head,
-            prefix,
-            mask,
-            start=start,
-            length=length,
-            group=group,
-            guided=null is not None,
-            how=decoding.Sampling(guidance, temperature, top_k, top_p, stats),
-            generator=generator,
-            avoid=avoid,
-        )
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.adapter.head(hidden)
 
     # ---- images
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """Encoded captions. Rows are captions, padded LEFT to the model's fixed caption length L."""
+    """Encoded captions. Rows are captions, padded LEFT to L: the model's fixed caption length, or that of the longest."""
 
-    states: Tensor  # (N, L, D) text-encoder states, zero where padded
+    states: Tensor  # (N, L, D) text-encoder states, zero where padded; or (N, L) token ids, where the trunk embeds them
     mask: Tensor  # (N, L) bool, True on caption tokens; the last column is always True
 
     def __len__(self) -> int:
@@ -35,8 +36,16 @@ class Condition:
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
-        """Rows of several conditions of one model, one after another."""
-        return Condition(torch.cat([part.states for part in parts]), torch.cat([part.mask for part in parts]))
+        """Rows of several conditions of one model, one after another, padded to the longest."""
+        longest = max(part.mask.shape[1] for part in parts)
+        padded = [part.padded(longest) for part in parts]
+        return Condition(torch.cat([part.states for part in padded]), torch.cat([part.mask for part in padded]))
+
+    def padded(self, length: int) -> Condition:
+        """With columns on the left that are attended by nothing, up to `length` in all."""
+        extra = length - self.mask.shape[1]
+        mask = F.pad(self.mask, (extra, 0))
+        return Condition(F.pad(self.states, (0, 0) * (self.states.ndim - 2) + (extra, 0)), mask)
 
     def to(self, device: torch.device | str) -> Condition:
         return Condition(self.states.to(device), self.mask.to(device))

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
 from gcpo_t2i.models.folder import read_index, read_json, reading
+
+PROMPT_TOKENS = 64  # a prompt of forty words, and the chat template around it
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Sizes:
 
     grid: tuple[int, int]  # (H, W) of the code map
     codes: int  # V
-    caption_tokens: int  # L, the longest caption
+    caption_tokens: int  # L, the longest caption; PROMPT_TOKENS where a family has no limit
     dim: int  # width of the trunk
     layers: int
     heads: int
@@ -63,6 +66,32 @@ def _llamagen(path: Path) -> Sizes:
         )
 
 
+def _janus(path: Path) -> Sizes:
+    from transformers import JanusConfig
+
+    counts = _parameters(path)
+    with reading(path):
+        config: Any = JanusConfig.from_pretrained(path, local_files_only=True)
+        text, vq = config.text_config, config.vq_config
+        side, multipliers = vq.num_patches, vq.channel_multiplier
+        scale = 2 ** (len(multipliers) - 1)
+        channels = vq.base_channels * multipliers[min(1, len(multipliers) - 1)]
+        return Sizes(
+            grid=(side, side),
+            codes=vq.num_embeddings,
+            caption_tokens=PROMPT_TOKENS,
+            dim=text.hidden_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            mlp_dim=text.intermediate_size,
+            parameters=sum(counts.values()),
+            trainable=sum(count for name, count in counts.items() if name.startswith("model.language_model.")),
+            image_elements=channels * (side * scale) ** 2,
+        )
+
+
 def _parameters(part: Path) -> dict[str, int]:
     """Tensor name → number of elements, of all the weight files of a part."""
     counts: dict[str, int] = {}
@@ -75,4 +104,4 @@ def _parameters(part: Path) -> dict[str, int]:
     return counts
 
 
-FAMILIES: dict[str, Callable[[Path], Sizes]] = {"LlamaGenPolicy": _llamagen}
+FAMILIES: dict[str, Callable[[Path], Sizes]] = {"JanusPolicy": _janus, "LlamaGenPolicy": _llamagen}

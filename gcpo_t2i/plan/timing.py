@@ -155,7 +155,7 @@ def rollout_seconds(
 
     The time of a position rises linearly with the cache: the trapezoid rule over three lengths.
     """
-    trunk, head = policy.trunk, policy.adapter.head
+    trunk = policy.trunk
     group, length = group or config.group_size, policy.grid[0] * policy.grid[1]
     prefix = small.cond.trimmed().mask.shape[1]
     how = decoding.Sampling(config.guidance, config.temperature, config.top_k, config.top_p, stats)
@@ -180,8 +180,8 @@ def rollout_seconds(
         uniform = torch.rand(rows * group // branches, dtype=torch.float64, device=watch.device)
 
         def one() -> None:
-            tokens = decoding.pick(head(hidden).float(), uniform, guided, how)["tokens"]
-            code = trunk.embed_tokens(tokens)
+            tokens = decoding.pick(policy.head(hidden), uniform, guided, how)["tokens"]
+            code = policy.embed_codes(tokens)
             decoding.decode_step(trunk, torch.cat([code, code]) if guided else code, filled, cache)
             cache.filled = filled
 
