@@ -94,7 +94,7 @@ class EvalConfig:
 
     prompts: str = "shapesworld:heldout"
     """Where the prompts come from; see train_prompts."""
-    num_prompts: int = bounded(120, "> 0")
+    num_prompts: int = bounded(240, "> 0")
     """How many prompts are used, balanced over their tags."""
     samples_per_prompt: int = bounded(2, "> 0")
     """Images per prompt."""
