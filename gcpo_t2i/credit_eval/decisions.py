@@ -83,13 +83,6 @@ def curves(truth: Truth, scores: Scores) -> dict[str, list[float]]:
     return found | {BEST: [float(best_held(truth.delta, x).sum() / best_total) for x in CURVE]}
 
 
-def curves(truth: Truth, scores: Scores) -> dict[str, list[float]]:
-    """Rule, or "best" → share of ΣΔV² that its first tokens hold, for the shares of tokens in CURVE."""
-    total = truth.squares.sum()
-    found = {rule: [float(held(scores[rule], truth.squares, x).sum() / total) for x in CURVE] for rule in RULES}
-    return found | {BEST: [float(best_held(truth.delta, x).sum() / total) for x in CURVE]}
-
-
 def cosines(truth: Truth, scores: Scores, tags: Sequence[str]) -> dict[str, dict[str, Interval]]:
     """Rule → normalizer → cosine between what an update does and what it should do, over all tokens of all images: between
     credit · (R − V_0) and ΔV. Uniform credit has 1/√T, as ΣΔV² is the variance of R."""
