@@ -24,11 +24,11 @@ class CreditEvalConfig:
     """shapesworld:train, whose prompts get credit in training, shapesworld:heldout, or a .txt or .jsonl file."""
     scenes_per_tag: int = bounded(50, "> 0")
     """Scenes that are drawn for prompts of each tag, whose objects are known exactly."""
-    images_per_tag: int = bounded(20, "> 0")
+    images_per_tag: int = bounded(40, "> 0")
     """Images that the model makes for prompts of each tag."""
-    continuations: int = bounded(256, "> 0")
-    """What a value is worth of: as exact as the mean of so many images that begin alike, or better. Only those that leave the
-    image at once are drawn, since the others are known."""
+    continuations: int = bounded(64, "> 0")
+    """How exact values are: at least as exact as a mean over so many continuations from every prefix of every image. Only those
+    that leave their image at once need to be drawn."""
     rewards: list[RewardConfig] = field(default_factory=default_rewards)
     """What the advantage is of: a list of {name, weight, kwargs}, as in training."""
     guidance: float = bounded(2.0, ">= 0")

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 
 from gcpo_t2i.credit_eval.advantage import UNIT, Call, Tally, calls, departures, units
-from gcpo_t2i.credit_eval.samples import Sampler, Samples, read_tensors
-from gcpo_t2i.files import whole_file
+from gcpo_t2i.credit_eval.samples import Sampler, Samples, read_tensors, write_tensors
 
 CONTINUATIONS = "continuations.safetensors"
 SAVE_EVERY = 30.0  # s
@@ -55,8 +53,7 @@ def _progress(console: Console) -> Progress:
 
 def write_tally(tally: Tally, path: Path) -> None:
     numbers = {"sums": tally.sums, "counts": tally.counts, "done": np.asarray([tally.done])}
-    with whole_file(path) as partial:
-        save_file({name: torch.from_numpy(array) for name, array in numbers.items()}, partial)
+    write_tensors({name: torch.from_numpy(array) for name, array in numbers.items()}, path)
 
 
 def read_tally(path: Path) -> Tally:

@@ -18,8 +18,9 @@ from gcpo_t2i.credit_eval.metrics import membership
 from gcpo_t2i.credit_eval.rules import REFERENCE, RULES, Scores, all_scores, credit, fits
 from gcpo_t2i.credit_eval.samples import Samples
 
-SHARES = (0.1, 0.2, 0.4)  # of the tokens of an image
-CURVE = tuple(i / 40 for i in range(41))
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)  # of the tokens of an image
+COMPARED = 0.05  # where rules are held against each other: few tokens decide
+CURVE = (*(i / 100 for i in range(20)), *(i / 20 for i in range(4, 21)))
 BEST = "best"
 WEIGHED = (*CONTRASTS, "entropy", "surprise")  # rules whose scores can be credit
 
@@ -63,23 +64,23 @@ def best_held(delta: np.ndarray, share: float) -> np.ndarray:
 
 def shares_held(truth: Truth, scores: Scores, tags: Sequence[str]) -> dict[str, dict[str, dict[str, Interval]]]:
     """Rule, or "best" → "share" and "difference" to the rule of the default credit → share of the tokens → of ΣΔV²."""
-    draws, total = Resamples(tags), truth.squares.sum(1)
-    found: dict[str, dict[str, dict[str, Interval]]] = {}
+    draws, total, best_total = Resamples(tags), truth.squares.sum(1), best_held(truth.delta, 1.0)
+    found: dict[str, dict[str, dict[str, Interval]]] = {rule: {"share": {}, "difference": {}} for rule in RULES}
+    found[BEST] = {"share": {}}
     for share in SHARES:
         own = {rule: held(scores[rule], truth.squares, share) for rule in RULES}
-        own[BEST] = best_held(truth.delta, share)
         for rule, sums in own.items():
-            row = found.setdefault(rule, {"share": {}, "difference": {}})
-            row["share"][f"{share:g}"] = draws.ratio(sums, total)
-            row["difference"][f"{share:g}"] = draws.ratio(sums - own[REFERENCE], total)
+            found[rule]["share"][f"{share:g}"] = draws.ratio(sums, total)
+            found[rule]["difference"][f"{share:g}"] = draws.ratio(sums - own[REFERENCE], total)
+        found[BEST]["share"][f"{share:g}"] = draws.ratio(best_held(truth.delta, share), best_total)
     return found
 
 
 def curves(truth: Truth, scores: Scores) -> dict[str, list[float]]:
     """Rule, or "best" → share of ΣΔV² that its first tokens hold, for the shares of tokens in CURVE."""
-    total = truth.squares.sum()
+    total, best_total = truth.squares.sum(), best_held(truth.delta, 1.0).sum()
     found = {rule: [float(held(scores[rule], truth.squares, x).sum() / total) for x in CURVE] for rule in RULES}
-    return found | {BEST: [float(best_held(truth.delta, x).sum() / total) for x in CURVE]}
+    return found | {BEST: [float(best_held(truth.delta, x).sum() / best_total) for x in CURVE]}
 
 
 def cosines(truth: Truth, scores: Scores, tags: Sequence[str]) -> dict[str, dict[str, Interval]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gcpo_t2i.credit_eval.decisions import BEST, CURVE
+from gcpo_t2i.credit_eval.decisions import BEST, COMPARED, CURVE
 from gcpo_t2i.credit_eval.rules import CONTROLS, REFERENCE, RULES
 from gcpo_t2i.files import whole_file
 
@@ -44,7 +44,7 @@ def _color(rule: str) -> tuple[Any, str]:
 
 
 def _curves(axes: Any, curves: Mapping[str, list[float]]) -> None:
-    ordered = sorted(curves, key=lambda rule: -curves[rule][len(CURVE) // 5])  # as they lie at a fifth of the tokens
+    ordered = sorted(curves, key=lambda rule: -curves[rule][CURVE.index(COMPARED)])
     for rule in ordered:
         color, line = _color(rule)
         axes.plot(CURVE, curves[rule], line, color=color, label=rule, linewidth=2 if rule in (BEST, REFERENCE) else 1.2)

@@ -65,7 +65,7 @@ def find_objects(
 ) -> dict[str, dict[str, Estimates]]:
     """Rule → `auroc` and `average_precision` of its scores, and `inside/NORMALIZER`, the share of credit inside, over images
     with masks (N, T) bool, overall (the mean over tags) and per tag. Images without objects, or full of them, are left out."""
-    which = np.flatnonzero(masks.any(1) & ~masks.all(1))
+    which = np.flatnonzero(masks.any(1) & ~masks.all(1)).tolist()
     kept = [tags[i] for i in which]
     found: dict[str, dict[str, Estimates]] = {}
     for rule, scores in all_scores(tensors, masks.astype(float), seed).items():

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from gcpo_t2i.credit_eval.decisions import BEST, SHARES
+from gcpo_t2i.credit_eval.decisions import BEST, COMPARED, SHARES
 from gcpo_t2i.credit_eval.intervals import Interval
 from gcpo_t2i.credit_eval.objects import INSIDE
 from gcpo_t2i.credit_eval.rules import REFERENCE, RULES
@@ -112,16 +112,16 @@ def _phrases(source: str, found: Mapping[str, Any]) -> Iterator[Sheet]:
 
 def _advantage(found: Mapping[str, Any]) -> Iterator[Sheet]:
     shares: Mapping[str, Any] = found["shares"]
-    order = sorted(shares, key=lambda rule: -shares[rule]["share"]["0.2"].mean)
-    tops = [f"{share:g}" for share in SHARES]
+    compared = f"{COMPARED:g}"
+    order = sorted(shares, key=lambda rule: -shares[rule]["share"][compared].mean)
     yield Sheet(
         "Which tokens decided the reward",
-        ["first by", *(f"top {share:.0%}" for share in SHARES), f"top 20% − {REFERENCE}"],
+        ["first by", *(f"top {share:.0%}" for share in SHARES), f"top {COMPARED:.0%} − {REFERENCE}"],
         [
             [
                 rule,
-                *(cell(shares[rule]["share"][top]) for top in tops),
-                "" if rule == REFERENCE else cell(shares[rule]["difference"]["0.2"], "+.3f"),
+                *(cell(shares[rule]["share"][f"{share:g}"], ".2f") for share in SHARES),
+                "" if rule in (BEST, REFERENCE) else cell(shares[rule]["difference"][compared], "+.2f"),
             ]
             for rule in order
         ],

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from gcpo_t2i.config import CreditEvalConfig
@@ -88,7 +88,7 @@ class Sampler:
         parts = []
         for rows in torch.arange(len(tokens)).split(self.config.batch_size):
             with autocast(self.config.dtype, self.device):
-                cond, null = conditions(self.policy, [prompts[i] for i in rows])
+                cond, null = conditions(self.policy, [prompts[i] for i in rows.tolist()])
                 rollout = self.policy.rescore(
                     cond,
                     null,
@@ -133,13 +133,18 @@ def _samples(prompts: Sequence[Prompt], joined: dict[str, Tensor]) -> Samples:
 
 def write_samples(samples: Samples, path: Path) -> None:
     rewards = torch.from_numpy(samples.rewards)
-    with whole_file(path) as partial:
-        save_file({"tokens": samples.tokens, "rewards": rewards, **samples.tensors}, partial)
+    write_tensors({"tokens": samples.tokens, "rewards": rewards, **samples.tensors}, path)
 
 
 def read_samples(prompts: Sequence[Prompt], path: Path) -> Samples:
     """UserError if the file is damaged."""
     return _samples(prompts, read_tensors(path))
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_bytes(save(tensors))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
