@@ -195,7 +195,9 @@ class Report:
         self._print_warnings()
         self.console.print(
             f"\nmetrics  {self.folder / 'metrics.jsonl'}\nsamples  {self.folder / 'samples'}\n"
-            f"policy   {self.folder / 'policy'}\n\nLook next:\n"
+            f"policy   {self.folder / 'policy'}\n"
+            + (f"adapter  {self.folder / 'adapter'}\n" if self.config.lora.rank else "")
+            + "\nLook next:\n"
             f'  gcpo-t2i sample --model {self.folder / "policy"} --prompt "a photo of a red circle and a blue square"\n'
             f"  gcpo-t2i train --algorithm grpo --seed {self.config.seed}        # the same run with uniform credit"
         )

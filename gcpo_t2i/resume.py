@@ -11,7 +11,10 @@ from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
 
 # Settings that no weight depends on ...
-FREE = ("output_dir", "resume", "overwrite", "save_every", "keep_last", "eval_every", "log", "monitor")
+FREE = (
+    *("output_dir", "resume", "overwrite", "save_every", "keep_last", "eval_every", "log", "monitor"),
+    "gradient_checkpointing",
+)
 # ... and those that a run may need to change to get through, at the price of not being the run it would have been.
 INEXACT = {
     "steps": "the learning rates of a cosine schedule depend on it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from gcpo_t2i.files import clear_leftovers
 from gcpo_t2i.folders import check_output_dir, locked, next_run_dir, remove_output
 from gcpo_t2i.models import load_policy
 from gcpo_t2i.models.hub import local_folder
+from gcpo_t2i.models.lora import Adapters, WithoutAdapters, import_peft
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.resume import check_settings
 from gcpo_t2i.shapes import checkpoint_path
@@ -72,13 +74,32 @@ def model_folder(name: str) -> Path:
     return checkpoint_path("generator") if name == EMBEDDED_MODEL else local_folder(name)
 
 
-def load_model(name: str, device: torch.device) -> Policy:
-    """The policy in `model_folder(name)`; float32 weights, autocast lowers them."""
-    policy: Any = load_policy(model_folder(name), device=device)
+def load_model(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Policy:
+    """The policy in `model_folder(name)`; float32 weights unless told otherwise, autocast lowers them."""
+    policy: Any = load_policy(model_folder(name), device=device, dtype=dtype)
     if device.type == "cpu":
         # sdpa's backward on a CPU takes 1.5 times as long as that of plain matrix products, for images of this length
         policy.trunk.set_attn_implementation("eager")
     return policy
+
+
+def load_to_train(config: TrainConfig, device: torch.device) -> tuple[Policy, Adapters | None]:
+    """The policy that `config` trains, and its adapters if it is they that are trained.
+
+    Weights that stay as they are need no more digits than the layers that read them.
+    """
+    if config.lora.rank is None:
+        return load_model(config.model, device), None
+    import_peft()  # before the weights are read
+    policy = load_model(config.model, device, torch.bfloat16 if use_bfloat16(config.dtype, device) else None)
+    return policy, Adapters.add(policy, config.lora, config.model, config.seed)
+
+
+def starting_model(policy: Policy, adapters: Adapters | None) -> Any:
+    """What scores as `policy` does now, whatever is trained later: a frozen copy, or the policy without its adapters."""
+    if adapters is not None:
+        return WithoutAdapters(policy, adapters)
+    return copy.deepcopy(policy).requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import shlex
 import time
@@ -21,12 +20,12 @@ from gcpo_t2i.config import OptimConfig, TrainConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, repeated
 from gcpo_t2i.errors import Stopped, UserError
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
-from gcpo_t2i.files import cannot_write
+from gcpo_t2i.files import cannot_write, whole_folder
 from gcpo_t2i.monitor import Watch, watched_rewards
 from gcpo_t2i.report import Report
 from gcpo_t2i.resume import settings_as_json
 from gcpo_t2i.rollout import Batch, Sampling, collect, replay, sample_batch
-from gcpo_t2i.run import Run, load_model, make_accelerator, open_run, peak_memory_mb
+from gcpo_t2i.run import Run, load_to_train, make_accelerator, open_run, peak_memory_mb, starting_model
 from gcpo_t2i.scoring import RewardSet, scored_name
 from gcpo_t2i.stopping import Stopping
 from gcpo_t2i.update import Metrics, Updater
@@ -63,6 +62,7 @@ def train(config: TrainConfig) -> Path:
                 raise UserError(
                     f"{run.folder}: cannot be written ({error.strerror}); mend that; {go_on(run)}"
                 ) from error
+            trainer.merge(run)
             report.finish(trainer.policy)
     return run.folder
 
@@ -106,11 +106,11 @@ class Trainer:
         self.rewards = RewardSet.load(config.rewards, str(device))
         self.eval_rewards = RewardSet.load(config.eval.rewards, str(device), label=scored_name)
         self.watch = Watch(watched_rewards(config, self.eval_rewards, str(device)), config.monitor.images)
-        self.policy = load_model(config.model, device)
+        self.policy, self.adapters = load_to_train(config, device)
         self.required = needs(self.algorithm, self.credit_settings, config.loss.beta)
         if strange := self.required - ROLLOUT_TENSORS - ROLLOUT_STATS - {"ref_logp"}:
             raise UserError(f"credit '{self.algorithm.credit.name}' needs {sorted(strange)}, which no rollout provides")
-        reference = copy.deepcopy(self.policy).requires_grad_(False) if "ref_logp" in self.required else None
+        reference = starting_model(self.policy, self.adapters) if "ref_logp" in self.required else None
         self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator)
         self.prompts = PromptSampler(prompts, config.seed, config.train_mix)
         generators = {"sample": torch.Generator(device), "credit": torch.Generator()}
@@ -185,6 +185,15 @@ class Trainer:
         randoms = gather_object([self.state.random()])
         if self.accelerator.is_main_process and not (run.folder / f"checkpoint-{self.state.step}").exists():
             checkpoint.save(run.folder, self.state, settings_as_json(self.config), randoms, self.config.keep_last)
+
+    def merge(self, run: Run) -> None:
+        """Saves the adapters, if there are any, and adds them to the weights of the policy."""
+        if self.adapters is None:
+            return
+        if self.accelerator.is_main_process:
+            with whole_folder(run.folder / "adapter") as folder:
+                self.adapters.save(folder)
+        self.adapters.merge()
 
     def _fresh_prompts(self) -> Iterator[list[Prompt]]:
         """This process's share of the next prompts, for as long as they are asked for."""

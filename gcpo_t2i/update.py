@@ -13,7 +13,9 @@ from gcpo_t2i.algo.loss import kl_reweight, policy_loss, token_weights
 from gcpo_t2i.algo.rows import Algorithm
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.models.lora import trainable
 from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.models.trunk import recomputed
 from gcpo_t2i.rollout import Batch
 
 Metrics = dict[str, Any]  # floats; None for what was not measured
@@ -32,7 +34,7 @@ class Updater:
     ):
         self.policy, self.reference, self.config = policy, reference, config
         self.algorithm, self.accelerator = algorithm, accelerator
-        self.parameters = policy.set_trainable()
+        self.parameters = trainable(policy)
         if not any(parameter.requires_grad for parameter in self.parameters):
             raise UserError(
                 "the model has nothing to train: set_trainable() returned no parameter that takes a gradient"
@@ -106,7 +108,8 @@ class Updater:
         """(b, T) log-probs of the sampled codes of some rows under the scoring distribution, and entropy if it is used."""
         prompts = rows // batch.group
         guided = self.config.scoring == "guided" and batch.null is not None
-        with self.accelerator.autocast():
+        recompute = self.config.gradient_checkpointing and torch.is_grad_enabled()
+        with self.accelerator.autocast(), recomputed(policy, recompute):
             scores = policy.logp(
                 batch.cond[prompts],
                 batch.rollout.tokens[rows],

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from gcpo_t2i.config.base import ConfigError, bounded, check_resume, suggest
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 
 @dataclass
 class RewardConfig:
@@ -84,6 +86,18 @@ class OptimConfig:
     """Gradients longer than this are scaled down to it."""
 
 
+@dataclass
+class LoraConfig:
+    """Low-rank adapters (LoRA) in place of training the weights themselves; needs pip install "gcpo-t2i[lora]"."""
+
+    rank: int | None = bounded(None, "> 0")
+    """Rank of the adapters; null = no adapters, the weights are trained."""
+    alpha: float = bounded(32.0, "> 0")
+    """What an adapter adds is scaled by alpha / rank."""
+    targets: list[str] = field(default_factory=lambda: list(PROJECTIONS))
+    """Linear layers of the trunk that get an adapter, by the end of their names."""
+
+
 def default_eval_rewards() -> list[RewardConfig]:
     return [RewardConfig("geneval", kwargs={"score": "strict"}), RewardConfig("clip"), RewardConfig("aesthetic")]
 
@@ -138,7 +152,8 @@ class TrainConfig:
     """The run."""
 
     model: str = "shapesworld"
-    """What is trained: shapesworld (the model that ships with the package) or a policy folder."""
+    """What is trained: shapesworld (the model that ships with the package), a policy folder, a folder with a Janus of
+    transformers, or a repository of the Hugging Face hub that holds one."""
     algorithm: str = "guidance_gcpo"
     """guidance_gcpo, grpo, dapo, gspo, or the control random_credit."""
     output_dir: str | None = None
@@ -169,6 +184,9 @@ class TrainConfig:
     """Optimizer updates on each batch of images."""
     micro_batch_size: int = bounded(16, "> 0")
     """Images per forward and backward pass; changes memory and speed, not the gradient."""
+    gradient_checkpointing: bool = False
+    """Keep of each layer of the trunk only its input for the backward pass, and compute the rest again: much less memory,
+    about a third more time per update, the same gradient."""
     eval_every: int = bounded(0, ">= 0")
     """Evaluate every so many steps; 0 = only before the first and after the last."""
     save_every: int = bounded(20, ">= 0")
@@ -182,13 +200,15 @@ class TrainConfig:
     device: str | None = None
     """cpu, cuda or cuda:N; null = cuda if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the model's layers; auto = bfloat16 on cuda, else float32. Losses are always float32."""
+    """Precision of the model's layers; auto = bfloat16 on cuda, else float32. Losses are always float32. Weights are kept
+    in float32 where they are trained; with lora.rank they are kept in the precision of the layers."""
     rewards: list[RewardConfig] = field(default_factory=default_rewards)
     """A list of {name, weight, kwargs}: clip, aesthetic, geneval, or your own as pkg.module:name or file.py:name; the
     factor in the sum; settings."""
     credit: CreditConfig = field(default_factory=CreditConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -252,6 +272,10 @@ def _check_train(config: TrainConfig) -> None:
         )
     if config.loss.kl_reweight and config.loss.beta == 0:
         raise ConfigError("loss.kl_reweight", "loss.kl_reweight changes the KL term, which needs loss.beta > 0; set it")
+    if config.lora.rank is not None and not config.lora.targets:
+        raise ConfigError(
+            "lora.targets", "lora.targets is empty, and adapters need a place; name a layer, such as q_proj"
+        )
     if not all(0 <= beta < 1 for beta in config.optim.betas):
         raise ConfigError("optim.betas", f"optim.betas must be in [0, 1), not {list(config.optim.betas)}")
     for reward in config.rewards:

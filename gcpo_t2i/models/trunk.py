@@ -7,10 +7,14 @@ output head, captions, images and the folder.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaModel
 
 from gcpo_t2i.models import decoding, teacher_forcing
@@ -144,3 +148,22 @@ class TrunkPolicy(nn.Module):
             generator=generator,
             avoid=avoid,
         )
+
+
+@contextmanager
+def recomputed(policy: Any, wanted: bool) -> Iterator[None]:
+    """Where `wanted`: forward passes inside keep only the inputs of the trunk's layers, and their backward passes, wherever
+    these are, compute the rest again.
+
+    Set on the layers themselves. The trunk's own switch also makes embeddings require gradients, and it is tied to
+    training mode, in which no layer would fill the cache of a rollout.
+    """
+    layers = list(policy.trunk.layers) if wanted else []
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = layer.training = False
