@@ -2,8 +2,9 @@
 
 The sequence is [L caption positions, padded left, causal][T image codes]; the logits of code t come from position
 L − 1 + t, so T codes need the prefix and codes[:-1] as inputs. Differences from the published module: q and k are laid
-out in half-split rotary pairs, so that a stock LlamaModel runs it; caption positions are rotated by the identity (the
-published code multiplies them by zero); the null embedding is learned (there it stays at its random initial value).
+out in half-split rotary pairs, so that a stock LlamaModel runs it; caption positions are rotated by the identity, but in
+converted checkpoints, whose trunk has `rotary_prefix_cos` 0 as the published code; in pre-training the null embedding is
+learned (there it stays at its random initial value). `gcpo-t2i convert llamagen` converts published weights.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class LlamaGenPolicy(nn.Module):
         self._parts.check()
         config: Any = trunk.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        rotary = Rotary2D(self.grid, self.caption_tokens, head_dim, config.rope_parameters["rope_theta"])
+        prefix_cos = getattr(config, "rotary_prefix_cos", 1.0)
+        rotary = Rotary2D(self.grid, self.caption_tokens, head_dim, config.rope_parameters["rope_theta"], prefix_cos)
         trunk.register_module("rotary_emb", rotary.to(trunk.device))
         self.train(self.training)
 
