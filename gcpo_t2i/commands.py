@@ -7,6 +7,7 @@ from typing import Any
 
 from gcpo_t2i.config import (
     CompareConfig,
+    ConvertLlamaGenConfig,
     CreditEvalConfig,
     EnvConfig,
     EvaluationConfig,
@@ -159,6 +160,17 @@ of the prompt acts; or compare two models. Writes heatmap.png, the single maps, 
   gcpo-t2i heatmap --prompt "a red circle" --negative "a circle" --contrast exact_kl
   gcpo-t2i heatmap --prompt "a red circle" --image picture.png
   gcpo-t2i heatmap --model runs/grpo/policy --compare shapesworld --out heatmaps/trained""",
+    ),
+    "convert llamagen": Command(
+        ConvertLlamaGenConfig,
+        "gcpo_t2i.convert.llamagen:convert",
+        "make a policy of published LlamaGen weights",
+        """\
+Make a policy folder of published LlamaGen weights (arXiv 2406.06525), for --model of every other command. Says
+which tensors do not fit, if some do not. Where to get the files: docs/llamagen.md.
+
+  gcpo-t2i convert llamagen --gpt t2i_XL_stage1_256.pt --vq vq_ds16_t2i.pt --out models/llamagen-256
+  gcpo-t2i convert llamagen --gpt my.pt --image_size 512 --vq vq_ds16_t2i.pt --text_encoder flan-t5-xl --out mine""",
     ),
     "rewards check": Command(
         RewardsCheckConfig,

@@ -47,9 +47,11 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool | 
     return path
 
 
-def check_ours(folder: Path, marker: str, kind: str) -> list[Path]:
-    """All in a folder but for the lock. UserError if it holds files and not the `marker` that a `kind` of command leaves:
-    they may be anything of the user's."""
+def check_replaceable(folder: Path, marker: str, kind: str) -> list[Path]:
+    """What is in a folder that a `kind` of command left, told by its file `marker`, but for the lock.
+
+    UserError for a folder with other files and no marker: they may be anything of the user's.
+    """
     entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
     if entries and not (folder / marker).is_file():
         raise UserError(f"output folder '{folder}' holds files that no {kind} wrote; --overwrite only replaces {kind}s")
@@ -57,8 +59,8 @@ def check_ours(folder: Path, marker: str, kind: str) -> list[Path]:
 
 
 def remove_output(folder: Path, marker: str, kind: str) -> None:
-    """Empties a folder of what a `kind` of command left, told by its file `marker`, but for the lock. As `check_ours`."""
-    for entry in check_ours(folder, marker, kind):
+    """Empties a folder of what a `kind` of command left. UserError as `check_replaceable`."""
+    for entry in check_replaceable(folder, marker, kind):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

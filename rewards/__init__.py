@@ -55,7 +55,8 @@ class Reward:
 def load_reward(name: str, /, default_device: str | None = None, **settings: Any) -> Reward:
     """A built-in reward by name, or any function or class by `pkg.module:name` or `path/to/file.py:name`.
 
-    `settings` go to the class; so does `default_device`, if it has a parameter `device` that they leave open. Raises RewardError for unknown names and settings and for code that fails to load.
+    `settings` go to the class; so does `default_device`, if it has a parameter `device` that they leave open. Raises
+    RewardError for unknown names and settings and for code that fails to load.
     """
     if ":" not in name and name not in BUILT_IN:
         raise RewardError(

@@ -28,6 +28,16 @@ def test_prefix_is_not_rotated() -> None:
     assert (cos[:4] == 1).all() and (sin[:4] == 0).all()
 
 
+def test_published_prefixes_have_no_queries_and_keys() -> None:
+    """LlamaGen multiplies them by cos = sin = 0, so that their products with everything are 0; codes are turned as ever."""
+    cos, sin = rotary_table((2, 3), prefix=4, head_dim=8, prefix_cos=0.0)
+    x = torch.randn(1, 1, 10, 8, generator=torch.Generator().manual_seed(0))
+    turned, _ = apply_rotary_pos_emb(x, x, cos[None], sin[None])
+    assert (turned[:, :, :4] == 0).all()
+    plain, _ = apply_rotary_pos_emb(x, x, *(table[None] for table in rotary_table((2, 3), prefix=4, head_dim=8)))
+    assert torch.equal(turned[:, :, 4:], plain[:, :, 4:]) and torch.equal(plain[:, :, :4], x[:, :, :4])
+
+
 def _dot(rope: Rotary2D, q: torch.Tensor, k: torch.Tensor, at: int, against: int) -> torch.Tensor:
     rotated_q, _ = apply_rotary_pos_emb(q, q, *rope(q, torch.tensor([[at]])))
     _, rotated_k = apply_rotary_pos_emb(k, k, *rope(k, torch.tensor([[against]])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from gcpo_t2i.models import vq
@@ -46,6 +47,19 @@ def test_codes_are_the_nearest_entries_row_by_row() -> None:
     for row, col in ((0, 0), (1, 2), (3, 1)):
         distance = (latents[:, :, row, col][:, None] - book[None]).pow(2).sum(-1)
         assert torch.equal(codes[:, row * 4 + col], distance.argmin(-1))
+
+
+@pytest.mark.parametrize("length", [1e-4, 1.0, 1e4])
+def test_among_codes_of_length_1_the_length_of_a_latent_does_not_count(length: float) -> None:
+    model = tiny_vq(codes=4096)
+    with torch.no_grad():
+        book = model.quantize.embedding.weight
+        book.copy_(F.normalize(torch.randn(book.shape, generator=torch.Generator().manual_seed(0)), dim=1))
+        latents = model.encode(vq.to_pixels(pictures(32))).latents.double()  # (32, 4, H, W)
+        cosine = torch.einsum("ndhw,kd->nhwk", F.normalize(latents, dim=1), book.double())
+        for parameter in model.quant_conv.parameters():
+            parameter *= length
+    assert torch.equal(vq.encode_images(model, pictures(32), (4, 4)), cosine.argmax(-1).flatten(1))
 
 
 def test_decoding_is_the_models_own_decoder() -> None:

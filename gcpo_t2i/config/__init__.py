@@ -8,6 +8,7 @@ Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new fi
 
 from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
 from gcpo_t2i.config.compare import CompareConfig
+from gcpo_t2i.config.convert import ConvertLlamaGenConfig
 from gcpo_t2i.config.credit_eval import CreditEvalConfig
 from gcpo_t2i.config.env import EnvConfig
 from gcpo_t2i.config.evaluation import EvaluationConfig
@@ -34,6 +35,7 @@ from gcpo_t2i.config.train import (
 __all__ = [
     "CompareConfig",
     "ConfigError",
+    "ConvertLlamaGenConfig",
     "CreditConfig",
     "CreditEvalConfig",
     "EnvConfig",

@@ -13,7 +13,7 @@ from gcpo_t2i.config import HeatmapConfig
 from gcpo_t2i.data import Prompt, described
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import whole_folder
-from gcpo_t2i.folders import check_ours, check_output_dir
+from gcpo_t2i.folders import check_output_dir, check_replaceable
 from gcpo_t2i.maps import remarks
 from gcpo_t2i.maps.arrays import DESCRIPTION
 from gcpo_t2i.maps.pictures import Picture, fit, read_picture
@@ -53,7 +53,7 @@ def open_folder(config: HeatmapConfig) -> Path:
     if folder.resolve() == Path.cwd():
         raise UserError(f"output folder '{folder}' is the current folder; name one in it, which may be replaced")
     if folder.is_dir():
-        check_ours(folder, DESCRIPTION, "heatmap")
+        check_replaceable(folder, DESCRIPTION, "heatmap")
     return folder
 
 

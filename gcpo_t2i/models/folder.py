@@ -85,7 +85,7 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"cannot load {path}: {error}") from error
+        raise UserError(f"cannot load {path}: {' '.join(str(error).split())}") from error
 
 
 def require_complete(path: Path, info: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gcpo_t2i.errors import UserError
 
-FILES = ["*.json", "*.safetensors", "*.jinja"]  # no pickles and no code
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pickles and no code
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -39,3 +39,46 @@ def local_folder(name: str | Path) -> Path:
         ) from error
     except OSError as error:
         raise UserError(f"model '{name}': {str(error).splitlines()[0]}; try: {get}") from error
+
+
+def hub_folder(name: str, option: str) -> Path:
+    """The folder of model `name`: itself if there is such a folder, else the hub's model of that id, downloaded if need be.
+
+    UserError names `option`, the file, and the cure: no such model, a gated one, or no network.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except errors.HFValidationError as error:
+        raise UserError(
+            f"{option}: no folder {name}, and the Hugging Face Hub has no such ids; name another"
+        ) from error
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{option}: {name} is gated; accept its terms at huggingface.co/{name}, then log in with: hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{option}: no folder {name}, and no such model at huggingface.co (or it is private: hf auth login)"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError, errors.HfHubHTTPError) as error:
+        raise UserError(
+            f"{option}: config.json of {name} is not on this machine and cannot be downloaded; where there is network:"
+            f" {download(name)}, then {option} FOLDER"
+        ) from error
+
+
+def require_file(folder: Path, name: str, option: str, *patterns: str) -> None:
+    """UserError that names the first pattern when `folder`, what `hub_folder` made of `name`, has no file of any of them."""
+    if not any(file for pattern in patterns for file in folder.glob(pattern)):
+        raise UserError(f"{option}: {folder} has no {patterns[0]}; get it with: {download(name, folder)}")
+
+
+def download(name: str, folder: Path | None = None) -> str:
+    """The command that gets model `name`, or what is to be in `folder`."""
+    if folder is not None and Path(name).is_dir():
+        return f"hf download MODEL --local-dir {folder}"
+    return f"hf download {name} --local-dir {name.rpartition('/')[2]}"

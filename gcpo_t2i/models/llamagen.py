@@ -1,8 +1,9 @@
 """LlamaGen text-to-image policies (arXiv 2406.06525): a caption prefix, then image codes, on a `transformers.LlamaModel`.
 
-The sequence is that of `gcpo_t2i.models.trunk`. Differences from the published module: q and k are laid out in
-half-split rotary pairs, so that a stock LlamaModel runs it; caption positions are rotated by the identity (the
-published code multiplies them by zero); the null embedding is learned (there it stays at its random initial value).
+The sequence is that of `gcpo_t2i.models.trunk`. Differences from the published module: q and k are laid out in half-split
+rotary pairs, so that a stock LlamaModel runs it; caption positions are rotated by the identity, but in converted
+checkpoints, whose trunk has `rotary_prefix_cos` 0 as the published code; in pre-training the null embedding is learned
+(there it stays at its random initial value). `gcpo-t2i convert llamagen` converts published weights.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class LlamaGenPolicy(TrunkPolicy):
         self._parts.check()
         config: Any = trunk.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        rotary = Rotary2D(self.grid, self.caption_tokens, head_dim, config.rope_parameters["rope_theta"])
+        prefix_cos = getattr(config, "rotary_prefix_cos", 1.0)
+        rotary = Rotary2D(self.grid, self.caption_tokens, head_dim, config.rope_parameters["rope_theta"], prefix_cos)
         trunk.register_module("rotary_emb", rotary.to(trunk.device))
         self.train(self.training)
 

@@ -84,9 +84,18 @@ class Parts(NamedTuple):
 
 
 def new_trunk(
-    *, codes: int, positions: int, dim: int, layers: int, heads: int, kv_heads: int, mlp_dim: int, theta: float
+    *,
+    codes: int,
+    positions: int,
+    dim: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    mlp_dim: int,
+    theta: float = 10000.0,
+    prefix_cos: float = 1.0,
 ) -> LlamaModel:
-    """Its token embedding is the image codes', so that it has no dead parameters."""
+    """Its token embedding is the image codes', so that it has no dead parameters. `prefix_cos`: see `rope.rotary_table`."""
     config = LlamaConfig(
         vocab_size=codes,
         hidden_size=dim,
@@ -97,6 +106,7 @@ def new_trunk(
         max_position_embeddings=positions,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": theta},
+        rotary_prefix_cos=prefix_cos,
         initializer_range=initial_std(dim),
         use_cache=False,
         pad_token_id=None,

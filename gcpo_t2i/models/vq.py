@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import VQModel
 from PIL import Image
 from torch import Tensor
@@ -39,6 +40,15 @@ def _weight(vq: VQModel) -> Tensor:
     return vq.quantize.embedding.weight
 
 
+def _nearest(vq: VQModel, latents: Tensor) -> Tensor:
+    """Latents (N, D, H, W) → codes (N * H * W,)."""
+    lengths = _weight(vq).norm(dim=1)
+    if torch.allclose(lengths, torch.ones_like(lengths)):
+        # LlamaGen's: the nearest of such codes does not depend on a latent's length, but rounding errors do
+        latents = F.normalize(latents, dim=1)
+    return vq.quantize(latents)[2][2]
+
+
 @torch.no_grad()
 def encode_images(vq: VQModel, images: Images, grid: tuple[int, int]) -> Tensor:
     """Images → codes (N, H*W) int64 on the tokenizer's device. ValueError when their size does not give `grid`."""
@@ -49,7 +59,7 @@ def encode_images(vq: VQModel, images: Images, grid: tuple[int, int]) -> Tensor:
         if tuple(latents.shape[-2:]) != tuple(grid):
             size = tuple(pixels.shape[-2:])
             raise ValueError(f"images of {size} pixels give a code map of {tuple(latents.shape[-2:])}, expected {grid}")
-        codes.append(vq.quantize(latents)[2][2].view(pixels.shape[0], -1))
+        codes.append(_nearest(vq, latents).view(pixels.shape[0], -1))
     return torch.cat(codes)
 
 

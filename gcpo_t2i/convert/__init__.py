@@ -1,0 +1,1 @@
+"""Published checkpoints, in their authors' own layouts, made into policy folders."""
