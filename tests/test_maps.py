@@ -497,7 +497,6 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no rewards": (["--rewards", "[]"], "rewards: at least one is needed"),
     "no picture": (["--image", "x.png"], "image 'x.png' cannot be read as a picture (No such file"),
     "folder": (["--image", "."], "image '.' cannot be read as a picture (Is a directory)"),
-    "here": (["--out", "."], "is the current folder; name one in it"),
     "model": (["--compare", "nowhere"], "no model folder at nowhere"),
     "thesis": (["--out", "mine", "--overwrite"], "output folder 'mine' holds files that no heatmap wrote"),
 }
@@ -512,3 +511,8 @@ def test_bad_input_is_one_line(name: str, command: list[str], capsys: pytest.Cap
     told = capsys.readouterr().err
     assert told.startswith("gcpo-t2i: error: ") and told.count("\n") == 1 and message in told
     assert names(".") == {"mine"} and names("mine") == {"thesis"}
+
+
+def test_the_current_folder_is_not_replaced(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--out", "."]) == 2
+    assert "output folder '.' is the current folder; name one in it" in capsys.readouterr().err
