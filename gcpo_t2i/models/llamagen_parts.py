@@ -106,7 +106,7 @@ def new_trunk(
         max_position_embeddings=positions,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": theta},
-        rotary_prefix_cos=prefix_cos,
+        rotary_prefix_cos=prefix_cos,  # pyright: ignore[reportCallIssue]  # ours: transformers keeps what it does not know
         initializer_range=initial_std(dim),
         use_cache=False,
         pad_token_id=None,
