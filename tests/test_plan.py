@@ -12,12 +12,23 @@ import torch
 from accelerate import Accelerator
 
 from gcpo_t2i.cli import main
-from gcpo_t2i.config import CreditConfig, EvalConfig, LossConfig, OptimConfig, PlanConfig, RewardConfig, validate
+from gcpo_t2i.config import (
+    CreditConfig,
+    EvalConfig,
+    LoraConfig,
+    LossConfig,
+    OptimConfig,
+    PlanConfig,
+    RewardConfig,
+    validate,
+)
 from gcpo_t2i.data import PromptSampler, load_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models import decoding, load_policy, teacher_forcing
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
-from gcpo_t2i.models.sizes import read_sizes
+from gcpo_t2i.models.lora import Adapters, trainable
+from gcpo_t2i.models.sizes import read_sizes, with_adapters
+from gcpo_t2i.models.trunk import recomputed
 from gcpo_t2i.plan import Plan, cautions, make_plan, memory, timing
 from gcpo_t2i.plan.counts import Counts
 from gcpo_t2i.plan.memory import Memory, Precision
@@ -136,11 +147,16 @@ def test_cache_bytes_are_those_that_decoding_holds(
     assert max(seen) == 2 * 2 * rows * 2 * 32 * 16 * 4 + rows * 32 * 4
 
 
-def saved_bytes(layers: int, lower: bool, attention: str, batch: int) -> int:
+def saved_bytes(
+    layers: int, lower: bool, attention: str, batch: int, rank: int | None = None, recomputes: bool = False
+) -> int:
     """Distinct memory that autograd keeps of one teacher-forced pass, parameters and their casts left out."""
     policy: Any = deeper_policy(layers)
+    if rank:
+        policy.trunk.to(torch.bfloat16 if lower else torch.float32)
+        Adapters.add(policy, LoraConfig(rank=rank), "base", seed=0)
     policy.trunk.set_attn_implementation(attention)
-    policy.set_trainable()
+    trainable(policy)
     cond = policy.condition(["a photo of a red circle"] * batch)
     tokens = torch.zeros(batch, 16, dtype=torch.long)
     shapes = {tuple(p.shape) for p in policy.parameters()} | {tuple(p.shape[::-1]) for p in policy.parameters()}
@@ -152,7 +168,7 @@ def saved_bytes(layers: int, lower: bool, attention: str, batch: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower), recomputed(policy, recomputes):
             scores = policy.logp(cond, tokens)
         assert scores.logp.requires_grad  # the graph, and with it what it keeps, is alive here
         return sum(kept.values())
@@ -191,6 +207,57 @@ def test_activations_of_a_layer_are_those_that_autograd_keeps(tiny_folder: Path,
     # What the formula leaves out: a float32 per position of two norms, and of each head of fused attention.
     scalars = 4 * batch * positions * (2 + (2 if attention == "sdpa" else 0))
     assert kept - scalars == expected(3) - expected(2)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_activations_with_adapters_and_recomputed_layers(
+    tiny_folder: Path, lower: bool, attention: str, rank: int | None, recomputes: bool
+) -> None:
+    """The difference that one more layer makes, as above."""
+    if rank:
+        pytest.importorskip("peft", reason="LoRA needs the package peft")
+    batch, prefix, positions = 5, 6, 6 + 16 - 1
+    kept = saved_bytes(3, lower, attention, batch, rank, recomputes)
+    kept -= saved_bytes(2, lower, attention, batch, rank, recomputes)
+    sizes = replace(read_sizes(tiny_folder), trainable=0)
+    precision = Precision(lower, attention == "eager", 7 * (rank or 0), recomputes)
+
+    def expected(layers: int) -> int:
+        deep = replace(sizes, layers=layers)
+        return memory.activation_bytes(deep, batch, prefix, precision) + memory.attention_bytes(
+            deep, batch, prefix, precision
+        )
+
+    scalars = 0 if recomputes else 4 * batch * positions * (2 + (2 if attention == "sdpa" else 0))
+    assert kept - scalars == expected(3) - expected(2)
+
+
+def test_memory_of_adapters_by_hand() -> None:
+    lora = LoraConfig(rank=4, targets=["q_proj", "mlp.down_proj"])
+    sizes = with_adapters(EMBEDDED, lora)
+    count = 6 * 4 * (192 + 192 + 512 + 192)  # layers, rank; inputs and outputs of the two projections
+    assert (sizes.trainable, sizes.parameters) == (count, EMBEDDED.parameters + count)
+    config = PlanConfig(lora=lora)
+    parts = Memory.of(config, sizes, Counts.of(config, sizes), 16, CUDA, 0, 0)
+    exact = EMBEDDED.float_parameters
+    assert parts.weights == 4 * (count + exact) + 2 * (EMBEDDED.parameters - exact)
+    assert (parts.reference, parts.gradients, parts.optimizer) == (0, 4 * count, 8 * count)
+    assert parts.activations < of(PlanConfig(), CUDA).activations
+    recomputed = replace(config, gradient_checkpointing=True)
+    again = Memory.of(recomputed, sizes, Counts.of(recomputed, sizes), 16, CUDA, 0, 0)
+    assert again.activations < parts.activations / 3
+
+
+def test_adapters_are_counted_as_they_are(tiny_folder: Path) -> None:
+    pytest.importorskip("peft", reason="LoRA needs the package peft")
+    policy, lora = load_policy(tiny_folder), LoraConfig(rank=3)
+    Adapters.add(policy, lora, "base", seed=0)
+    sizes = with_adapters(read_sizes(tiny_folder), lora)
+    assert sizes.trainable == sum(p.numel() for p in trainable(policy))
+    assert sizes.parameters == sum(p.numel() for p in policy.parameters())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def of(config: PlanConfig, device: torch.device, **measured: int) -> Memory:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
+from gcpo_t2i.config import LoraConfig
 from gcpo_t2i.models.folder import read_index, read_json, reading
 
 PROMPT_TOKENS = 64  # a prompt of forty words, and the chat template around it
@@ -17,7 +18,7 @@ PROMPT_TOKENS = 64  # a prompt of forty words, and the chat template around it
 
 @dataclass(frozen=True)
 class Sizes:
-    """What memory and time depend on. Parameters are float32."""
+    """What memory and time depend on."""
 
     grid: tuple[int, int]  # (H, W) of the code map
     codes: int  # V
@@ -30,6 +31,7 @@ class Sizes:
     mlp_dim: int
     parameters: int  # all: trunk, head, text encoder, image tokenizer
     trainable: int  # those that reinforcement learning changes
+    float_parameters: int  # those that are float32 even if the rest is loaded in bfloat16
     image_elements: int  # of the largest feature map that the image decoder makes of one image
 
     @property
@@ -41,6 +43,25 @@ class Sizes:
 def read_sizes(folder: str | Path) -> Sizes:
     """The sizes of the policy saved in `folder`. UserError as `load_policy`, for what can be seen without the weights."""
     return FAMILIES[read_index(folder, FAMILIES)["_class_name"]](Path(folder))
+
+
+def with_adapters(sizes: Sizes, config: LoraConfig) -> Sizes:
+    """The sizes with LoRA adapters, which are then all that is trained; as they are without a rank."""
+    if config.rank is None:
+        return sizes
+    heads, kv_heads = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    inputs_and_outputs = {
+        "q_proj": sizes.dim + heads,
+        "k_proj": sizes.dim + kv_heads,
+        "v_proj": sizes.dim + kv_heads,
+        "o_proj": heads + sizes.dim,
+        "gate_proj": sizes.dim + sizes.mlp_dim,
+        "up_proj": sizes.dim + sizes.mlp_dim,
+        "down_proj": sizes.mlp_dim + sizes.dim,
+    }
+    names = {target.rpartition(".")[2] for target in config.targets}
+    count = sizes.layers * config.rank * sum(inputs_and_outputs.get(name, 0) for name in names)
+    return replace(sizes, parameters=sizes.parameters + count, trainable=count)
 
 
 def _llamagen(path: Path) -> Sizes:
@@ -62,6 +83,7 @@ def _llamagen(path: Path) -> Sizes:
             parameters=sum(sum(part.values()) for part in counts.values()),
             trainable=sum(counts["trunk"].values())
             + sum(count for name, count in counts["adapter"].items() if name != "uncond_embedding"),
+            float_parameters=sum(counts["vq"].values()),
             image_elements=channels[min(1, len(channels) - 1)] * height * width * scale**2,
         )
 
@@ -88,6 +110,9 @@ def _janus(path: Path) -> Sizes:
             mlp_dim=text.intermediate_size,
             parameters=sum(counts.values()),
             trainable=sum(count for name, count in counts.items() if name.startswith("model.language_model.")),
+            float_parameters=sum(
+                count for name, count in counts.items() if name.startswith(("model.vqmodel.", "model.generation_head."))
+            ),
             image_elements=channels * (side * scale) ** 2,
         )
 

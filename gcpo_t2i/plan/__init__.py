@@ -13,13 +13,13 @@ from gcpo_t2i.data import PromptSampler, load_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models import policy_class
 from gcpo_t2i.models.policy import Policy
-from gcpo_t2i.models.sizes import Sizes, read_sizes
+from gcpo_t2i.models.sizes import Sizes, read_sizes, with_adapters
 from gcpo_t2i.plan.counts import Counts
 from gcpo_t2i.plan.machine import free_disk, free_memory, growth, held_bytes
 from gcpo_t2i.plan.memory import FLOAT, Memory
 from gcpo_t2i.plan.show import gigabytes, show
 from gcpo_t2i.plan.timing import Times, measure
-from gcpo_t2i.run import load_model, make_accelerator, model_folder, named_device, resolve_device
+from gcpo_t2i.run import load_to_train, make_accelerator, model_folder, named_device, resolve_device
 from gcpo_t2i.scoring import RewardSet, scored_name
 
 CAPTIONS = 64  # prompts whose captions are looked at for their length
@@ -66,7 +66,7 @@ def plan(config: PlanConfig) -> None:
 def make_plan(config: PlanConfig) -> Plan:
     """The plan of the run that `config` describes. Of what it loads and writes to measure it leaves nothing behind."""
     folder = model_folder(config.model)
-    sizes = read_sizes(folder)
+    sizes = with_adapters(read_sizes(folder), config.lora)
     counts = Counts.of(config, sizes)
     sampler = PromptSampler(load_prompts(config.train_prompts), config.seed, config.train_mix)
     load_prompts(config.eval.prompts)
@@ -76,7 +76,7 @@ def make_plan(config: PlanConfig) -> Plan:
     policy_class(folder)  # its libraries count before the weights do
     libraries = held_bytes(device) if on_cpu else 0
     rewards, reward_bytes = growth(device, lambda: _load_rewards(config, device)) if here else (None, 0)
-    policy = load_model(config.model, device) if config.measure else None
+    policy, adapters = load_to_train(config, device) if config.measure else (None, None)
     prefix = sizes.caption_tokens if policy is None else _longest_caption(policy, sampler)
     memory = Memory.of(config, sizes, counts, prefix, device, libraries, reward_bytes)
     result = Plan(str(device), sizes, counts, memory, free_memory(device) if here else None)
@@ -84,7 +84,7 @@ def make_plan(config: PlanConfig) -> Plan:
     if policy is None or rewards is None or not result.fits:
         return result
     try:
-        times = measure(config, sizes, counts, policy, *rewards, sampler, make_accelerator(config))
+        times = measure(config, sizes, counts, policy, *rewards, sampler, make_accelerator(config), adapters)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of memory on {device} while measuring; lower --micro_batch_size (now {config.micro_batch_size}) or "
@@ -109,8 +109,8 @@ def cautions(config: PlanConfig, result: Plan) -> list[str]:
     if not result.fits and result.free_memory is not None:
         found.append(
             f"memory: {gigabytes(result.memory.peak)} are needed per process, {gigabytes(result.free_memory)} are free; "
-            "lower --micro_batch_size (activations) or --prompts_per_step (cache), or set --loss.beta 0 (no reference). "
-            "Times were not measured"
+            "lower --micro_batch_size or set --gradient_checkpointing (activations), lower --prompts_per_step (cache), or set "
+            "--loss.beta 0 (no reference) or --lora.rank (fewer trained parameters). Times were not measured"
         )
     if config.group_size == 2:
         found.append("group_size 2: the mean of two images is a poor baseline, and many pairs will have equal rewards")

@@ -4,10 +4,11 @@ Letters: b images and S positions of a micro-batch, R rows that decode at once, 
 D width, H heads of d channels, M width of the MLP, N layers; f = 4 bytes, and c = 4, or 2 where layers run in bfloat16.
 
 *Resident* parts exist all the time: weights 4n, the same for a reference, gradients and AdamW's two moments 4t + 8t of
-t trained parameters. A *rollout* holds its cache, an *update* its activations, and the two never exist together. On a
-GPU the peak is therefore the resident parts and the larger of the two. On a CPU it is the sum: the C library keeps what
-an update frees in pieces too small for the next cache, which comes on top. (The activations are tested against what
-autograd keeps, in both precisions and with both kinds of attention. The peak was compared with runs on CPUs only: see
+t trained parameters. With LoRA adapters these are t, the weights that they stand beside are c·n, and there is no
+reference. A *rollout* holds its cache, an *update* its activations, and the two never exist together. On a GPU the peak
+is therefore the resident parts and the larger of the two. On a CPU it is the sum: the C library keeps what an update
+frees in pieces too small for the next cache, which comes on top. (The activations are tested against what autograd keeps,
+in both precisions and with both kinds of attention. The peak was compared with runs on CPUs only: see
 docs/reliability.md.)
 """
 
@@ -30,15 +31,28 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Precision:
-    """What the layers run in, and how the trunk attends."""
+    """What the layers run in, how the trunk attends, and what of it is trained and kept for the backward pass."""
 
     lower: bool = False  # bfloat16 by autocast
     stores_attention: bool = True  # eager attention, as on a CPU, keeps (b, H, S, S) for the backward pass
+    adapters: int = 0  # LoRA: ranks of all adapters of a layer; 0 = the weights themselves are trained
+    recomputes: bool = False  # gradient checkpointing
 
     @property
     def compute(self) -> int:
         """c, the bytes per element of what a linear layer returns."""
         return 2 if self.lower else FLOAT
+
+    @property
+    def residual(self) -> int:
+        """Bytes per element of what goes from layer to layer: that of the weights."""
+        return self.compute if self.adapters else FLOAT
+
+    @classmethod
+    def of(cls, config: PlanConfig, device: torch.device) -> Precision:
+        adapters = (config.lora.rank or 0) * len(config.lora.targets)
+        lower, on_cpu = use_bfloat16(config.dtype, device), device.type == "cpu"
+        return cls(lower, on_cpu, adapters, config.gradient_checkpointing)
 
 
 @dataclass(frozen=True)
@@ -85,14 +99,14 @@ class Memory:
     ) -> Memory:
         """`prefix` is the number of caption tokens; `libraries` and `rewards` are what was measured of them."""
         on_gpu = device.type != "cpu"
-        precision = Precision(use_bfloat16(config.dtype, device), stores_attention=not on_gpu)
+        precision = Precision.of(config, device)
         batch = min(config.micro_batch_size, counts.images)
         eval_rows = min(config.eval.batch_size, counts.eval_images) * counts.eval_branches
         return cls(
             libraries=libraries,
             rewards=rewards,
-            weights=FLOAT * sizes.parameters,
-            reference=FLOAT * sizes.parameters if counts.reference_passes else 0,
+            weights=weight_bytes(sizes, precision),
+            reference=weight_bytes(sizes, precision) if counts.reference_passes and not precision.adapters else 0,
             gradients=FLOAT * sizes.trainable,
             optimizer=2 * FLOAT * sizes.trainable,
             cache=cache_bytes(sizes, max(counts.rows, eval_rows), prefix, precision, grows=not on_gpu),
@@ -103,6 +117,14 @@ class Memory:
             attention=attention_bytes(sizes, batch, prefix, precision),
             on_gpu=on_gpu,
         )
+
+
+def weight_bytes(sizes: Sizes, precision: Precision) -> int:
+    """float32; with adapters, all but them and what is float32 always in the precision of the layers."""
+    if not precision.adapters:
+        return FLOAT * sizes.parameters
+    exact = sizes.trainable + sizes.float_parameters
+    return FLOAT * exact + precision.compute * (sizes.parameters - exact)
 
 
 def cache_bytes(sizes: Sizes, rows: int, prefix: int, precision: Precision, grows: bool) -> int:
@@ -119,28 +141,38 @@ def cache_bytes(sizes: Sizes, rows: int, prefix: int, precision: Precision, grow
 def activation_bytes(sizes: Sizes, batch: int, prefix: int, precision: Precision) -> int:
     """What the trunk keeps of a micro-batch for its backward pass, without attention matrices.
 
-    Per layer and position of b·S, S = prefix + T − 1: two norms keep their input, the normalised input and what the
-    next linear layers read (in bfloat16 one copy for each of them: q, k, v; gate, up); attention keeps q, k, v and its
-    output, 4·H·d·c; the MLP keeps gate, silu(gate), up and their product, 4·M·c. Then one more norm. In bfloat16 the
-    cast weights are kept as well.
+    Recomputed layers keep their input, and one of them at a time all of its own. Else, per layer and position of b·S,
+    S = prefix + T − 1: two norms keep their input, the normalised input and what the next linear layers read (in bfloat16
+    one copy for each of them: q, k, v; gate, up); attention keeps q, k, v and its output, 4·H·d·c; the MLP keeps gate,
+    silu(gate), up and their product, 4·M·c. Then one more norm. In bfloat16 the cast weights are kept as well. Frozen
+    norms do not keep the normalised input; an adapter keeps its rank·c, and in bfloat16 one more copy of what fused
+    attention returned.
     """
-    c, width = precision.compute, sizes.heads * sizes.head_dim
-    copies = (3, 2) if precision.lower else (1, 1)
-    norms = sum((2 * FLOAT + count * c) * sizes.dim for count in copies)
-    layer = norms + 4 * width * c + 4 * sizes.mlp_dim * c
+    layer = layer_bytes(sizes, precision)
     positions = batch * (prefix + sizes.positions - 1)
     cast = 2 * sizes.trainable if precision.lower else 0
-    return positions * (sizes.layers * layer + 3 * FLOAT * sizes.dim) + cast
+    layers = sizes.layers * precision.residual * sizes.dim + layer if precision.recomputes else sizes.layers * layer
+    return positions * (layers + 3 * FLOAT * sizes.dim) + cast
+
+
+def layer_bytes(sizes: Sizes, precision: Precision) -> int:
+    """Of one layer and position, see `activation_bytes`."""
+    c, width, frozen = precision.compute, sizes.heads * sizes.head_dim, bool(precision.adapters)
+    copies = (3, 2) if precision.lower else (1, 1)
+    norms = sum(((1 if frozen else 2) * FLOAT + count * c) * sizes.dim for count in copies)
+    again = frozen and precision.lower and not precision.stores_attention
+    return norms + (5 if again else 4) * width * c + 4 * sizes.mlp_dim * c + precision.adapters * c
 
 
 def attention_bytes(sizes: Sizes, batch: int, prefix: int, precision: Precision) -> int:
     """Attention matrices of a micro-batch, b·H·S² each: per layer the probabilities (in bfloat16 two copies), and three
-    more for the layer at work. 0 where a fused kernel never writes them down."""
+    more for the layer at work, which is alone where layers are recomputed. 0 where a fused kernel never writes them
+    down."""
     if not precision.stores_attention:
         return 0
     matrix = batch * sizes.heads * (prefix + sizes.positions - 1) ** 2
     kept = FLOAT + 2 if precision.lower else FLOAT
-    return matrix * (sizes.layers * kept + 3 * FLOAT)
+    return matrix * ((1 if precision.recomputes else sizes.layers) * kept + 3 * FLOAT)
 
 
 def logit_bytes(sizes: Sizes, batch: int) -> int:

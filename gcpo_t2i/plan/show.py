@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MEMORY_NOTES = {
     "libraries": "Python and libraries, measured",
     "rewards": "models and libraries of the rewards, measured",
-    "weights": "float32",
+    "weights": "float32; frozen beside adapters: as the layers",
     "reference": "the starting model, for the KL term",
     "gradients": "of the trained parameters",
     "optimizer": "AdamW, two moments",

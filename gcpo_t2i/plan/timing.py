@@ -8,7 +8,6 @@ lengths, micro-batches to an update, images to a batch.
 
 from __future__ import annotations
 
-import copy
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from gcpo_t2i.config import PlanConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt, PromptSampler
 from gcpo_t2i.models import decoding
 from gcpo_t2i.models.decoding import Cache
+from gcpo_t2i.models.lora import Adapters
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.models.sizes import Sizes
 from gcpo_t2i.models.vq import CHUNK
@@ -34,6 +34,7 @@ from gcpo_t2i.plan.counts import Counts
 from gcpo_t2i.plan.machine import nearest_folder
 from gcpo_t2i.plan.memory import FLOAT
 from gcpo_t2i.rollout import Batch, Sampling, replay, sample_batch
+from gcpo_t2i.run import starting_model
 from gcpo_t2i.scoring import RewardSet
 from gcpo_t2i.train import ROLLOUT_STATS
 from gcpo_t2i.update import Updater
@@ -103,6 +104,7 @@ def measure(
     eval_rewards: RewardSet,
     prompts: PromptSampler,
     accelerator: Accelerator,
+    adapters: Adapters | None = None,
 ) -> Times:
     """UserError from rewards; torch.OutOfMemoryError where the device is too small."""
     watch, stats = Stopwatch(accelerator), required_stats(config)
@@ -117,7 +119,7 @@ def measure(
         many = cycled(small, min(counts.images, CHUNK)).rollout.tokens
         decode = watch.median(lambda: policy.decode(many)) / len(many)
     reward, eval_reward = (reward_seconds(each, small, few, watch) for each in (rewards, eval_rewards))
-    update, again = update_seconds(config, counts, policy, small, accelerator, watch)
+    update, again = update_seconds(config, counts, policy, adapters, small, accelerator, watch)
     per_eval_image = evaluate / eval_rows + decode + eval_reward
     return Times(
         rollout=rollout,
@@ -205,11 +207,17 @@ def reward_seconds(rewards: RewardSet, batch: Batch, prompts: list[Prompt], watc
 
 
 def update_seconds(
-    config: PlanConfig, counts: Counts, policy: Policy, small: Batch, accelerator: Accelerator, watch: Stopwatch
+    config: PlanConfig,
+    counts: Counts,
+    policy: Policy,
+    adapters: Adapters | None,
+    small: Batch,
+    accelerator: Accelerator,
+    watch: Stopwatch,
 ) -> tuple[float, float]:
     """Of all updates, and of all replays, of one step, from one micro-batch each. The weights stay what they are."""
     algorithm, _ = resolve_algorithm(config)
-    reference = copy.deepcopy(policy).requires_grad_(False) if counts.reference_passes else None
+    reference = starting_model(policy, adapters) if counts.reference_passes else None
     update = Updater(policy, reference, config, algorithm, accelerator)
     batch = cycled(small, min(config.micro_batch_size, counts.images))
     images = len(batch.prompts)
