@@ -37,6 +37,7 @@ BUILT_IN = {
     "geneval": "rewards.geneval:GenEval",
     "hps": "rewards.hps:Hps",
     "pickscore": "rewards.pickscore:PickScore",
+    "remote": "rewards.remote:Remote",
 }
 
 # Rounding of a cosine or of a mean must not stop a run; a wrong scale (percent, logits) is off by far more.
@@ -55,7 +56,8 @@ class Reward:
 def load_reward(name: str, /, default_device: str | None = None, **settings: Any) -> Reward:
     """A built-in reward by name, or any function or class by `pkg.module:name` or `path/to/file.py:name`.
 
-    `settings` go to the class; so does `default_device`, if it has a parameter `device` that they leave open. Raises RewardError for unknown names and settings and for code that fails to load.
+    `settings` go to the class; so does `default_device`, if it has a parameter `device` that they leave open. Raises
+    RewardError for unknown names and settings and for code that fails to load.
     """
     if ":" not in name and name not in BUILT_IN:
         raise RewardError(
