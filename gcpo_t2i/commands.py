@@ -16,6 +16,7 @@ from gcpo_t2i.config import (
     PretrainConfig,
     ProbeConfig,
     RewardsCheckConfig,
+    RewardsServeConfig,
     SampleConfig,
     TrainConfig,
 )
@@ -185,6 +186,19 @@ out of its range, or the wrong number of scores.
   gcpo-t2i rewards check --rewards '[{"name": "my_reward.py:score"}]'
   gcpo-t2i rewards check --config configs/shapesworld_grpo.yaml
   gcpo-t2i rewards check --images known.jsonl --rewards '[{"name": "clip"}]'""",
+        also=TrainConfig,
+    ),
+    "rewards serve": Command(
+        RewardsServeConfig,
+        "gcpo_t2i.rewards_serve:serve",
+        "serve rewards over HTTP, for trainers that share a detector or lack the memory",
+        """\
+Serve rewards over HTTP to any number of trainers, which name them as remote. Prints the settings for the
+trainers. It listens at 127.0.0.1 unless told otherwise; there is no password, so open it in a trusted network only.
+
+  gcpo-t2i rewards serve --rewards '[{"name": "clip"}, {"name": "geneval"}]'
+  gcpo-t2i rewards serve --config my_run.yaml --host 0.0.0.0 --port 9000
+  gcpo-t2i train --rewards '[{"name": "remote", "kwargs": {"url": "http://gpu7:9000", "reward": "clip"}}]'""",
         also=TrainConfig,
     ),
     "env": Command(

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from gcpo_t2i.config import RewardConfig
+from gcpo_t2i.config import RewardConfig, reward_name
 from gcpo_t2i.data import Prompt, collate_columns
 from gcpo_t2i.errors import UserError
 
@@ -115,8 +115,8 @@ def _mended(call: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def short_name(config: RewardConfig) -> str:
-    """`clip`, or the function's own name of `path/to/file.py:name`."""
-    return config.name.rpartition(":")[2]
+    """`clip`, `remote/clip`, or the function's own name of `path/to/file.py:name`."""
+    return reward_name(config) if config.name == "remote" else config.name.rpartition(":")[2]
 
 
 def scored_name(config: RewardConfig) -> str:

@@ -37,6 +37,7 @@ BUILT_IN = {
     "geneval": "rewards.geneval:GenEval",
     "hps": "rewards.hps:Hps",
     "pickscore": "rewards.pickscore:PickScore",
+    "remote": "rewards.remote:Remote",
 }
 
 # Rounding of a cosine or of a mean must not stop a run; a wrong scale (percent, logits) is off by far more.

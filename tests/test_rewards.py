@@ -63,7 +63,7 @@ def test_geneval_is_built_in_with_its_settings_and_range() -> None:
     reward = load_reward("geneval", score="strict")
     assert (reward.name, reward.range) == ("geneval", (0.0, 1.0))
     assert reward.fn.score == "strict"  # type: ignore[attr-defined]
-    assert set(BUILT_IN) == {"clip", "aesthetic", "geneval", "hps", "pickscore"}
+    assert set(BUILT_IN) == {"clip", "aesthetic", "geneval", "hps", "pickscore", "remote"}
 
 
 def test_a_function_by_module_name() -> None:
@@ -122,7 +122,7 @@ def test_files_of_one_name_are_different_modules(reward_file: Path) -> None:
         (
             "zzz",
             {},
-            r"is unknown; known: aesthetic, clip, geneval, hps, pickscore; your own is named as pkg.module:name",
+            r"is unknown; known: aesthetic, clip, geneval, hps, pickscore, remote; your own is named as pkg.module:name",
         ),
         ("geneval", {"scores": "dense"}, r"reward 'geneval' has no setting 'scores'; did you mean 'score'\?"),
         ("geneval", {"score": "hard"}, "reward 'geneval': score 'hard' is unknown"),

@@ -17,6 +17,7 @@ from gcpo_t2i.config.plan import PlanConfig
 from gcpo_t2i.config.pretrain import PretrainConfig
 from gcpo_t2i.config.probe import ProbeConfig
 from gcpo_t2i.config.rewards_check import RewardsCheckConfig
+from gcpo_t2i.config.rewards_serve import RewardsServeConfig
 from gcpo_t2i.config.sample import SampleConfig
 from gcpo_t2i.config.train import (
     CreditConfig,
@@ -29,6 +30,7 @@ from gcpo_t2i.config.train import (
     RewardConfig,
     TrainConfig,
     resolve_algorithm,
+    reward_name,
     share_of_prompts,
 )
 
@@ -52,10 +54,12 @@ __all__ = [
     "ProbeConfig",
     "RewardConfig",
     "RewardsCheckConfig",
+    "RewardsServeConfig",
     "SampleConfig",
     "TrainConfig",
     "bounded",
     "resolve_algorithm",
+    "reward_name",
     "share_of_prompts",
     "suggest",
     "validate",

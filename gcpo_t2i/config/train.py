@@ -17,7 +17,8 @@ class RewardConfig:
     """One reward of the weighted sum."""
 
     name: str
-    """clip, aesthetic or geneval; or your own as pkg.module:name or path/to/file.py:name."""
+    """geneval, clip, aesthetic, pickscore, hps or remote (see docs/rewards.md); or your own as pkg.module:name or
+    path/to/file.py:name."""
     weight: float = 1.0
     """Its factor in the sum of all rewards."""
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -203,8 +204,8 @@ class TrainConfig:
     """Precision of the model's layers; auto = bfloat16 on cuda, else float32. Losses are always float32. Weights are kept
     in float32 where they are trained; with lora.rank they are kept in the precision of the layers."""
     rewards: list[RewardConfig] = field(default_factory=default_rewards)
-    """A list of {name, weight, kwargs}: clip, aesthetic, geneval, or your own as pkg.module:name or file.py:name; the
-    factor in the sum; settings."""
+    """A list of {name, weight, kwargs}: geneval, clip, aesthetic, pickscore, hps, remote, or your own as pkg.module:name or
+    file.py:name; the factor in the sum; settings."""
     credit: CreditConfig = field(default_factory=CreditConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -288,9 +289,14 @@ def _check_train(config: TrainConfig) -> None:
     check_reward_names("monitor.rewards", config.monitor.rewards or [])
 
 
+def reward_name(reward: RewardConfig) -> str:
+    """Its name; `remote/NAME` for the reward of that name on a server."""
+    return f"remote/{reward.kwargs.get('reward')}" if reward.name == "remote" else reward.name
+
+
 def check_reward_names(key: str, rewards: list[RewardConfig]) -> None:
     """Raises ConfigError if a reward is there twice."""
-    names = [reward.name for reward in rewards]
+    names = [reward_name(reward) for reward in rewards]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(key, f"{key}: '{name}' is there twice, and their scores would have one name")
