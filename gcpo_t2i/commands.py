@@ -7,6 +7,7 @@ from typing import Any
 
 from gcpo_t2i.config import (
     CompareConfig,
+    DemoConfig,
     EnvConfig,
     EvaluationConfig,
     PlanConfig,
@@ -127,6 +128,18 @@ Make images from a prompt, or from a file of prompts: one PNG each, and a grid o
 
   gcpo-t2i sample --prompt "a photo of a red circle"
   gcpo-t2i sample --model runs/grpo/policy --prompts shapesworld:heldout --num_images 2 --out samples/grpo""",
+    ),
+    "demo": Command(
+        DemoConfig,
+        "gcpo_t2i.demo.command:demo",
+        "a page in the browser that shows the credit",
+        """\
+A page in the browser: images and their credit maps, maps of your own pictures, training runs, and the model before
+and after training. It listens on this machine only, unless told otherwise.
+
+  gcpo-t2i demo
+  gcpo-t2i demo --runs_dir runs --port 8000
+  gcpo-t2i demo --host 0.0.0.0 --auth users.txt             # lines of USER:PASSWORD""",
     ),
     "rewards check": Command(
         RewardsCheckConfig,

@@ -8,6 +8,7 @@ Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new fi
 
 from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
 from gcpo_t2i.config.compare import CompareConfig
+from gcpo_t2i.config.demo import DemoConfig
 from gcpo_t2i.config.env import EnvConfig
 from gcpo_t2i.config.evaluation import EvaluationConfig
 from gcpo_t2i.config.plan import PlanConfig
@@ -32,6 +33,7 @@ __all__ = [
     "CompareConfig",
     "ConfigError",
     "CreditConfig",
+    "DemoConfig",
     "EnvConfig",
     "EvalConfig",
     "EvaluationConfig",

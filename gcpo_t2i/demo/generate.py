@@ -1,0 +1,92 @@
+"""The tab that draws a group of images and shows where each got its credit."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from gcpo_t2i.demo.cellmap import cell_map, render
+from gcpo_t2i.demo.controls import DRAWING, MODEL, friendly, notes_html, on_change, order_boxes, view_boxes
+from gcpo_t2i.demo.studio import Answer, Order, Studio
+from gcpo_t2i.demo.views import View, cells, panels, table, tiles
+from gcpo_t2i.errors import UserError
+from gcpo_t2i.maps.arrays import ARRAYS, DESCRIPTION, write_arrays
+from gcpo_t2i.maps.results import Scales, best_first
+
+WHAT = """\
+A group of images of one prompt. Each is scored, and compared with the others: that is its **advantage**. The **credit** says
+which parts of it the prompt decided: how far the model's predictions with and without the prompt disagree. Training
+reinforces or suppresses every part by **credit × advantage**."""
+
+
+def generate_tab(studio: Studio) -> None:
+    gr.Markdown(WHAT)
+    answer, chosen = gr.State(), gr.State(0)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            order = order_boxes("generate", studio.config.max_images)
+            button = gr.Button("Generate", variant="primary", elem_id="generate-go")
+        with gr.Column(scale=3, min_width=300):
+            notes = gr.HTML(elem_id="generate-notes")
+            view = view_boxes("generate")
+            gallery = gr.Gallery(
+                label="The group, best first",
+                columns=4,
+                height="auto",
+                object_fit="contain",
+                allow_preview=False,
+                format="png",
+                buttons=[],
+                elem_id="generate-gallery",
+            )
+            gr.Markdown("Choose an image above to look into it.", elem_classes="hint")
+            inspected = cell_map("generate-cells")
+            scores = gr.Dataframe(label="Scores", interactive=False, wrap=True, elem_id="generate-table")
+            save = gr.Button("Save the numbers", size="sm", elem_id="generate-save")
+            files = gr.File(label="Arrays and what they are of", visible=False, elem_id="generate-files")
+
+    def draw(*boxes: Any, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008: how Gradio finds it
+        typed, shown = Order(*boxes[: len(order)]), View(*boxes[len(order) :])
+        settings = shown.settings  # before the model is asked
+        found = studio.draw(typed, lambda done, what: progress(done, what))
+        headers, rows = table(found.group.scored)
+        values = gr.Dataframe(headers=headers, value=rows)
+        return [found, 0, notes_html(found.notes), *redraw(found, 0, View(shown.kind, shown.opacity, settings.contrast, settings.normalizer)), values, gr.File(None, visible=False)]
+
+    def redraw(found: Answer, index: int, shown: View) -> list[Any]:
+        scales = Scales.of([found.group], shown.settings)
+        return [tiles(found.group, shown, scales, best_first(found.group.scored)), inspect(found, index, shown)]
+
+    def on_view(found: Answer | None, index: int, *boxes: Any) -> list[Any]:
+        return [gr.skip(), gr.skip()] if found is None else redraw(found, index, View(*boxes))
+
+    def on_select(found: Answer, event: gr.SelectData, *boxes: Any) -> list[Any]:
+        return [event.index, inspect(found, event.index, View(*boxes))]
+
+    button.click(
+        friendly(draw), [*order, *view], [answer, chosen, notes, gallery, inspected, scores, files], **MODEL
+    )
+    on_change(view, on_view, [answer, chosen, *view], [gallery, inspected])
+    gallery.select(friendly(on_select), [answer, *view], [chosen, inspected], **DRAWING)
+    save.click(friendly(arrays), [answer, *view], [files], **DRAWING)
+
+
+def inspect(answer: Answer, index: int, view: View) -> str:
+    """The image at this place of the gallery with its maps, as HTML."""
+    scored = answer.group.scored
+    i = best_first(scored)[index]
+    scales = Scales.of([answer.group], view.settings)
+    return render(panels(answer.group, view, scales, i), scored.grid, cells(answer.group, view.settings, i))
+
+
+def arrays(answer: Answer | None, *view: Any) -> Any:
+    """Two files to be downloaded, in the folder that Gradio serves this session's files from and clears."""
+    if answer is None:
+        raise UserError("there are no images yet; generate some first")
+    folder = Path(tempfile.mkdtemp(prefix="gcpo-t2i-"))
+    scored, settings = answer.group.scored, View(*view).settings
+    write_arrays(folder, scored, settings, answer.group.phrases, model=answer.group.model, seed=answer.seed)
+    return gr.File([str(folder / ARRAYS), str(folder / DESCRIPTION)], visible=True)
