@@ -10,6 +10,7 @@ from gcpo_t2i.config import (
     DemoConfig,
     EnvConfig,
     EvaluationConfig,
+    HeatmapConfig,
     PlanConfig,
     PretrainConfig,
     ProbeConfig,
@@ -128,6 +129,21 @@ Make images from a prompt, or from a file of prompts: one PNG each, and a grid o
 
   gcpo-t2i sample --prompt "a photo of a red circle"
   gcpo-t2i sample --model runs/grpo/policy --prompts shapesworld:heldout --num_images 2 --out samples/grpo""",
+    ),
+    "heatmap": Command(
+        HeatmapConfig,
+        "gcpo_t2i.maps.command:heatmap",
+        "draw which parts of an image got the credit, and what an update would reinforce",
+        """\
+Sample a group of images of one prompt, score them, and draw over each the credit of every part, and credit ×
+advantage: what an update would reinforce and what it would suppress. Or explain a picture; or show where a phrase
+of the prompt acts; or compare two models. Writes heatmap.png, the single maps, and all numbers.
+
+  gcpo-t2i heatmap
+  gcpo-t2i heatmap --prompt "a red circle and a blue square" --phrases "red circle" "blue square"
+  gcpo-t2i heatmap --prompt "a red circle" --negative "a circle" --contrast exact_kl
+  gcpo-t2i heatmap --prompt "a red circle" --image picture.png
+  gcpo-t2i heatmap --model runs/grpo/policy --compare shapesworld --out heatmaps/trained""",
     ),
     "demo": Command(
         DemoConfig,

@@ -47,15 +47,18 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool | 
     return path
 
 
-def remove_output(folder: Path, marker: str, kind: str) -> None:
-    """Empties a folder of what a `kind` of command left, told by its file `marker`, but for the lock.
-
-    UserError for a folder with other files and no marker: they may be anything of the user's.
-    """
+def check_ours(folder: Path, marker: str, kind: str) -> list[Path]:
+    """All in a folder but for the lock. UserError if it holds files and not the `marker` that a `kind` of command leaves:
+    they may be anything of the user's."""
     entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
     if entries and not (folder / marker).is_file():
         raise UserError(f"output folder '{folder}' holds files that no {kind} wrote; --overwrite only replaces {kind}s")
-    for entry in entries:
+    return entries
+
+
+def remove_output(folder: Path, marker: str, kind: str) -> None:
+    """Empties a folder of what a `kind` of command left, told by its file `marker`, but for the lock. As `check_ours`."""
+    for entry in check_ours(folder, marker, kind):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

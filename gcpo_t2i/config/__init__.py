@@ -11,6 +11,7 @@ from gcpo_t2i.config.compare import CompareConfig
 from gcpo_t2i.config.demo import DemoConfig
 from gcpo_t2i.config.env import EnvConfig
 from gcpo_t2i.config.evaluation import EvaluationConfig
+from gcpo_t2i.config.heatmap import HeatmapConfig
 from gcpo_t2i.config.plan import PlanConfig
 from gcpo_t2i.config.pretrain import PretrainConfig
 from gcpo_t2i.config.probe import ProbeConfig
@@ -37,6 +38,7 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "EvaluationConfig",
+    "HeatmapConfig",
     "LogConfig",
     "LossConfig",
     "MonitorConfig",

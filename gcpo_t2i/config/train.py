@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -214,9 +215,7 @@ def resolve_algorithm(config: TrainConfig) -> tuple[Any, Any]:
         "loss.averaging": (config.loss.averaging, loss.AVERAGING),
         "loss.advantage_scale": (config.loss.advantage_scale, advantage.SCALES),
     }
-    for key, (value, known) in names.items():
-        if value is not None and value not in known:
-            raise ConfigError(key, f"{key} '{value}' is unknown{suggest(value, known)}")
+    check_known(names)
     parts = ("surrogate", "averaging", "advantage_scale", "clip_low", "clip_high")
     replaced = {name: getattr(config.loss, name) for name in parts}
     weights = {name: value for name, value in vars(config.credit).items() if name not in ("rule", "source")}
@@ -224,6 +223,13 @@ def resolve_algorithm(config: TrainConfig) -> tuple[Any, Any]:
         return rows.resolve(config.algorithm, credit=config.credit.rule, **replaced), credit.CreditSettings(**weights)
     except ValueError as error:
         raise ConfigError("credit", str(error)) from error
+
+
+def check_known(names: Mapping[str, tuple[str | None, Collection[str]]]) -> None:
+    """Key → a name or None, and the names that there are. ConfigError for the first that is none, with the nearest one."""
+    for key, (value, known) in names.items():
+        if value is not None and value not in known:
+            raise ConfigError(key, f"{key} '{value}' is unknown{suggest(value, known)}")
 
 
 def share_of_prompts(prompts_per_step: int, processes: int) -> int:

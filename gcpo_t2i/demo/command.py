@@ -17,7 +17,9 @@ def demo(config: DemoConfig) -> None:
     """Serves the page until it is ended. UserError for a model that is not there, or a port that is taken."""
     console = Console()
     if not is_local(config.host) and config.auth is None:
-        console.print(f"[yellow]everybody who can reach {escape(config.host)} can use the demo; --auth asks for a password")
+        console.print(
+            f"[yellow]everybody who can reach {escape(config.host)} can use the demo; --auth asks for a password"
+        )
     console.print(f"loading {escape(config.model)} …")
     studio = Studio(config)
     try:

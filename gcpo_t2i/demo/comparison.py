@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from gcpo_t2i.demo.controls import MODEL, friendly, notes_html, on_change, order_boxes, view_boxes
+from gcpo_t2i.demo.controls import MODEL, PROGRESS, friendly, notes_html, on_change, order_boxes, view_boxes
 from gcpo_t2i.demo.runs import list_runs
 from gcpo_t2i.demo.studio import Answer, Order, Studio
 from gcpo_t2i.demo.views import View, tiles
@@ -33,10 +33,10 @@ def comparison_tab(studio: Studio) -> gr.Dropdown:
                 galleries = [_gallery("Before training", "compare-before"), _gallery("After training", "compare-after")]
             summary = gr.Markdown(elem_id="compare-summary")
 
-    def compare(run: str | None, *boxes: Any, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
-        view = View(*boxes[len(order) :])
-        view.settings  # noqa: B018: an error before the model is asked
-        found = studio.compare(Order(*boxes[: len(order)]), run, lambda done, what: progress(done, what))
+    def compare(progress: gr.Progress = PROGRESS, *boxes: Any) -> list[Any]:
+        run, *rest = boxes
+        view = View(*rest[len(order) :])
+        found = studio.compare(Order(*rest[: len(order)]), run, progress)
         notes = list(dict.fromkeys(note for answer in found for note in answer.notes))
         return [found, notes_html(notes), *draw(found, view), rewards_line(found)]
 
@@ -61,9 +61,7 @@ def trained_runs(studio: Studio) -> list[str]:
 def draw(found: tuple[Answer, Answer], view: View) -> list[Any]:
     """Both groups in the order they were drawn in, on one scale."""
     scales = Scales.of([answer.group for answer in found], view.settings)
-    return [
-        tiles(answer.group, view, scales, range(len(answer.group.scored.rewards))) for answer in found
-    ]
+    return [tiles(answer.group, view, scales, range(len(answer.group.scored.rewards))) for answer in found]
 
 
 def rewards_line(found: tuple[Answer, Answer]) -> str:

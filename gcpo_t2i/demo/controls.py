@@ -18,6 +18,7 @@ from gcpo_t2i.errors import UserError
 P = ParamSpec("P")
 T = TypeVar("T")
 
+PROGRESS = gr.Progress()  # as a default argument, the first: so Gradio knows that a function tells how far it is
 PROMPT = "a photo of a red circle and a blue square"
 EXAMPLES = [
     PROMPT,
@@ -76,7 +77,9 @@ def order_boxes(name: str, max_images: int) -> OrderBoxes:
     text, negative = prompt_boxes(name)
     gr.Examples([[prompt] for prompt in EXAMPLES], [text], label="Examples", api_visibility="private")
     with gr.Accordion("Sampling", open=False):
-        group = gr.Slider(1, max_images, min(8, max_images), step=1, label="Images in the group", elem_id=f"{name}-group")
+        group = gr.Slider(
+            1, max_images, min(8, max_images), step=1, label="Images in the group", elem_id=f"{name}-group"
+        )
         guidance = gr.Slider(*BOUNDS["guidance"], 2.0, step=0.5, label="Guidance", info="1 = none")
         temperature = gr.Slider(*BOUNDS["temperature"], 1.0, step=0.1, label="Temperature")
         seed = gr.Number(0, label="Seed", precision=0, elem_id=f"{name}-seed")
@@ -104,7 +107,9 @@ def view_boxes(name: str, with_kind: bool = True) -> list[Component]:
     return [kind, opacity, contrast, normalizer]
 
 
-def on_change(boxes: Sequence[Any], function: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+def on_change(
+    boxes: Sequence[Any], function: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
+) -> None:
     """Draws again, without the model, whenever one of the boxes is changed by hand."""
     gr.on([box.input for box in boxes], friendly(function), [*inputs], [*outputs], **DRAWING)
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from gcpo_t2i.demo.cellmap import cell_map, render
-from gcpo_t2i.demo.controls import MODEL, friendly, notes_html, on_change, prompt_boxes, view_boxes
+from gcpo_t2i.demo.controls import MODEL, PROGRESS, friendly, notes_html, on_change, prompt_boxes, view_boxes
 from gcpo_t2i.demo.studio import Answer, Studio
 from gcpo_t2i.demo.views import View, cells, panels, table
 from gcpo_t2i.errors import UserError
@@ -59,22 +59,18 @@ def explain_tab(studio: Studio) -> None:
             shown = cell_map("explain-cells")
             scores = gr.Dataframe(label="Scores", interactive=False, wrap=True, elem_id="explain-table")
 
-    def explain(
-        path: str | None, text: str, negative: str, phrases: str, *boxes: Any, progress: gr.Progress = gr.Progress()  # noqa: B008
-    ) -> list[Any]:
-        view = View(*boxes)
-        view.settings  # noqa: B018: an error before the model is asked
+    def explain(progress: gr.Progress = PROGRESS, *boxes: Any) -> list[Any]:
+        path, text, negative, phrases, *rest = boxes
+        view = View(*rest)
         with open_upload(path) as file:
-            found = studio.explain(file, text, negative, phrases or "", lambda done, what: progress(done, what))
+            found = studio.explain(file, text, negative, phrases or "", progress)
         headers, rows = table(found.group.scored)
         return [found, notes_html(found.notes), draw(found, view), gr.Dataframe(headers=headers, value=rows)]
 
     def on_view(found: Answer | None, *boxes: Any) -> Any:
         return gr.skip() if found is None else draw(found, View(*boxes))
 
-    button.click(
-        friendly(explain), [picture, text, negative, phrases, *view], [answer, notes, shown, scores], **MODEL
-    )
+    button.click(friendly(explain), [picture, text, negative, phrases, *view], [answer, notes, shown, scores], **MODEL)
     scene.click(friendly(draw_scene), [text], [picture], api_visibility="private", show_progress="hidden")
     on_change(view, on_view, [answer, *view], [shown])
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from gcpo_t2i.demo.cellmap import cell_map, render
-from gcpo_t2i.demo.controls import DRAWING, MODEL, friendly, notes_html, on_change, order_boxes, view_boxes
+from gcpo_t2i.demo.controls import DRAWING, MODEL, PROGRESS, friendly, notes_html, on_change, order_boxes, view_boxes
 from gcpo_t2i.demo.studio import Answer, Order, Studio
 from gcpo_t2i.demo.views import View, cells, panels, table, tiles
 from gcpo_t2i.errors import UserError
@@ -24,7 +24,7 @@ reinforces or suppresses every part by **credit × advantage**."""
 
 def generate_tab(studio: Studio) -> None:
     gr.Markdown(WHAT)
-    answer, chosen = gr.State(), gr.State(0)
+    answer, chosen, kept = gr.State(), gr.State(0), gr.State()
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             order = order_boxes("generate", studio.config.max_images)
@@ -48,13 +48,12 @@ def generate_tab(studio: Studio) -> None:
             save = gr.Button("Save the numbers", size="sm", elem_id="generate-save")
             files = gr.File(label="Arrays and what they are of", visible=False, elem_id="generate-files")
 
-    def draw(*boxes: Any, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008: how Gradio finds it
-        typed, shown = Order(*boxes[: len(order)]), View(*boxes[len(order) :])
-        settings = shown.settings  # before the model is asked
-        found = studio.draw(typed, lambda done, what: progress(done, what))
+    def draw(progress: gr.Progress = PROGRESS, *boxes: Any) -> list[Any]:
+        shown = View(*boxes[len(order) :])
+        found = studio.draw(Order(*boxes[: len(order)]), progress)
         headers, rows = table(found.group.scored)
-        values = gr.Dataframe(headers=headers, value=rows)
-        return [found, 0, notes_html(found.notes), *redraw(found, 0, View(shown.kind, shown.opacity, settings.contrast, settings.normalizer)), values, gr.File(None, visible=False)]
+        scored = gr.Dataframe(headers=headers, value=rows)
+        return [found, 0, notes_html(found.notes), *redraw(found, 0, shown), scored, gr.File(None, visible=False)]
 
     def redraw(found: Answer, index: int, shown: View) -> list[Any]:
         scales = Scales.of([found.group], shown.settings)
@@ -66,12 +65,10 @@ def generate_tab(studio: Studio) -> None:
     def on_select(found: Answer, event: gr.SelectData, *boxes: Any) -> list[Any]:
         return [event.index, inspect(found, event.index, View(*boxes))]
 
-    button.click(
-        friendly(draw), [*order, *view], [answer, chosen, notes, gallery, inspected, scores, files], **MODEL
-    )
+    button.click(friendly(draw), [*order, *view], [answer, chosen, notes, gallery, inspected, scores, files], **MODEL)
     on_change(view, on_view, [answer, chosen, *view], [gallery, inspected])
     gallery.select(friendly(on_select), [answer, *view], [chosen, inspected], **DRAWING)
-    save.click(friendly(arrays), [answer, *view], [files], **DRAWING)
+    save.click(friendly(arrays), [answer, *view], [files, kept], **DRAWING)
 
 
 def inspect(answer: Answer, index: int, view: View) -> str:
@@ -82,11 +79,12 @@ def inspect(answer: Answer, index: int, view: View) -> str:
     return render(panels(answer.group, view, scales, i), scored.grid, cells(answer.group, view.settings, i))
 
 
-def arrays(answer: Answer | None, *view: Any) -> Any:
-    """Two files to be downloaded, in the folder that Gradio serves this session's files from and clears."""
+def arrays(answer: Answer | None, *view: Any) -> list[Any]:
+    """Two files to be downloaded, and their folder, which is deleted when the session lets go of it."""
     if answer is None:
         raise UserError("there are no images yet; generate some first")
-    folder = Path(tempfile.mkdtemp(prefix="gcpo-t2i-"))
-    scored, settings = answer.group.scored, View(*view).settings
-    write_arrays(folder, scored, settings, answer.group.phrases, model=answer.group.model, seed=answer.seed)
-    return gr.File([str(folder / ARRAYS), str(folder / DESCRIPTION)], visible=True)
+    folder = tempfile.TemporaryDirectory(prefix="gcpo-t2i-")
+    path, settings = Path(folder.name), View(*view).settings
+    group = answer.group
+    write_arrays(path, group.scored, settings, group.phrases, model=group.model, seed=answer.seed)
+    return [gr.File([str(path / ARRAYS), str(path / DESCRIPTION)], visible=True), folder]

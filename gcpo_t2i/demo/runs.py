@@ -142,5 +142,7 @@ def status(state: RunState) -> str:
     whole = f" of {state.steps}" if state.steps else ""
     going = " · not finished" if state.steps and state.last < state.steps else ""
     evaluated = curve(state.rows, "eval/geneval/strict")
-    scores = " → ".join(f"{value:.3f}" for _, value in ([evaluated[0], evaluated[-1]] if len(evaluated) > 1 else evaluated))
+    scores = " → ".join(
+        f"{value:.3f}" for _, value in ([evaluated[0], evaluated[-1]] if len(evaluated) > 1 else evaluated)
+    )
     return f"step {state.last}{whole}{going}" + (f" · held-out strict GenEval {scores}" if scores else "")

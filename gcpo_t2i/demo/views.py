@@ -25,20 +25,22 @@ MEANING = {
 
 @dataclass(frozen=True)
 class View:
-    """How maps are drawn. All of it can change without the model."""
+    """How maps are drawn. All of it can change without the model. UserError for what does not go together."""
 
     kind: str = CREDIT
     opacity: float = OPACITY
     contrast: str = CreditSettings.contrast
     normalizer: str = CreditSettings.normalizer
 
-    @property
-    def settings(self) -> CreditSettings:
-        """UserError for a contrast and a normalizer that do not go together."""
+    def __post_init__(self) -> None:
         try:
-            return CreditSettings(contrast=self.contrast, normalizer=self.normalizer)
+            self.settings  # noqa: B018
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    @property
+    def settings(self) -> CreditSettings:
+        return CreditSettings(contrast=self.contrast, normalizer=self.normalizer)
 
 
 def values_of(scored: ScoredImages, kind: str, settings: CreditSettings) -> Tensor | None:
@@ -110,7 +112,9 @@ def cells(group: Group, settings: CreditSettings, i: int) -> list[str]:
         parts = [f"row {t // columns + 1}, column {t % columns + 1}", f"code {scored.tokens[i, t]}"]
         parts.append(", ".join(f"{name} {values[i, t]:.2f}" for name, values in named.items()) + " nats")
         parts += [
-            f"{name} {values[i, t]:{'+' if '×' in name else ''}.2f}" for name, values in signed.items() if values is not None
+            f"{name} {values[i, t]:{'+' if '×' in name else ''}.2f}"
+            for name, values in signed.items()
+            if values is not None
         ]
         lines.append(" · ".join(parts))
     return lines
