@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from gcpo_t2i.demo.controls import MODEL, PROGRESS, friendly, notes_html, on_change, order_boxes, view_boxes
+from gcpo_t2i.demo.controls import MODEL, PROGRESS, friendly, notes_box, on_change, order_boxes, view_boxes
 from gcpo_t2i.demo.runs import list_runs
 from gcpo_t2i.demo.studio import Answer, Order, Studio
-from gcpo_t2i.demo.views import View, tiles
+from gcpo_t2i.demo.views import PICTURE, View, tiles
 from gcpo_t2i.maps.results import Scales
 
 WHAT = """\
@@ -24,11 +24,11 @@ def comparison_tab(studio: Studio) -> gr.Dropdown:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             run = gr.Dropdown(trained_runs(studio), label="Trained policy", elem_id="compare-run")
-            order = order_boxes("compare", studio.config.max_images)
+            order = order_boxes("compare", 4, studio.config.max_images)
             button = gr.Button("Compare", variant="primary", elem_id="compare-go")
         with gr.Column(scale=3, min_width=300):
-            notes = gr.HTML(elem_id="compare-notes")
-            view = view_boxes("compare")
+            notes = gr.HTML(visible=False, elem_id="compare-notes")
+            view = view_boxes("compare", PICTURE)
             with gr.Row():
                 galleries = [_gallery("Before training", "compare-before"), _gallery("After training", "compare-after")]
             summary = gr.Markdown(elem_id="compare-summary")
@@ -38,7 +38,7 @@ def comparison_tab(studio: Studio) -> gr.Dropdown:
         view = View(*rest[len(order) :])
         found = studio.compare(Order(*rest[: len(order)]), run, progress)
         notes = list(dict.fromkeys(note for answer in found for note in answer.notes))
-        return [found, notes_html(notes), *draw(found, view), rewards_line(found)]
+        return [found, notes_box(notes), *draw(found, view), rewards_line(found)]
 
     def on_view(found: tuple[Answer, Answer] | None, *boxes: Any) -> list[Any]:
         return [gr.skip(), gr.skip()] if found is None else draw(found, View(*boxes))

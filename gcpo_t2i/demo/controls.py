@@ -12,8 +12,9 @@ from gradio.components import Component
 
 from gcpo_t2i.algo.credit import CONTRASTS, NORMALIZERS
 from gcpo_t2i.demo.studio import BOUNDS
-from gcpo_t2i.demo.views import ADVANTAGE, CREDIT, PICTURE, View
+from gcpo_t2i.demo.views import ADVANTAGE, CREDIT, PICTURE, View, table
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.maps.scored import ScoredImages
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,38 +74,41 @@ def prompt_boxes(name: str) -> tuple[gr.Textbox, gr.Textbox]:
     return text, negative
 
 
-def order_boxes(name: str, max_images: int) -> OrderBoxes:
+def order_boxes(name: str, group: int, max_images: int) -> OrderBoxes:
     text, negative = prompt_boxes(name)
     gr.Examples([[prompt] for prompt in EXAMPLES], [text], label="Examples", api_visibility="private")
     with gr.Accordion("Sampling", open=False):
-        group = gr.Slider(
-            1, max_images, min(8, max_images), step=1, label="Images in the group", elem_id=f"{name}-group"
+        images = gr.Slider(
+            1, max_images, min(group, max_images), step=1, label="Images in the group", elem_id=f"{name}-group"
         )
         guidance = gr.Slider(*BOUNDS["guidance"], 2.0, step=0.5, label="Guidance", info="1 = none")
         temperature = gr.Slider(*BOUNDS["temperature"], 1.0, step=0.1, label="Temperature")
         seed = gr.Number(0, label="Seed", precision=0, elem_id=f"{name}-seed")
-    return OrderBoxes(text, negative, group, guidance, temperature, seed)
+    return OrderBoxes(text, negative, images, guidance, temperature, seed)
 
 
-def view_boxes(name: str, with_kind: bool = True) -> list[Component]:
-    """In the order of the fields of `views.View`."""
+def view_boxes(name: str, kind: str | None) -> list[Component]:
+    """In the order of the fields of `views.View`. `kind` is what is shown at first; None where there is no choice."""
     with gr.Row():
-        kind = gr.Radio(
-            [("credit", CREDIT), ("credit × advantage", ADVANTAGE), ("picture only", PICTURE)],
-            value=CREDIT,
+        shown = gr.Radio(
+            [("credit", CREDIT), ("credit × advantage", ADVANTAGE), ("picture", PICTURE)],
+            value=kind,
             label="Show",
-            min_width=260,
-            visible=with_kind,
+            scale=3,
+            min_width=340,
+            visible=kind is not None,
             elem_id=f"{name}-kind",
         )
-        opacity = gr.Slider(0, 1, View.opacity, step=0.05, label="Opacity", min_width=120, elem_id=f"{name}-opacity")
+        opacity = gr.Slider(
+            0, 1, View.opacity, step=0.05, label="Opacity", scale=2, min_width=150, elem_id=f"{name}-opacity"
+        )
         contrast = gr.Dropdown(
             list(CONTRASTS), value=View.contrast, label="Contrast", min_width=110, elem_id=f"{name}-contrast"
         )
         normalizer = gr.Dropdown(
             list(NORMALIZERS), value=View.normalizer, label="Normalizer", min_width=110, elem_id=f"{name}-normalizer"
         )
-    return [kind, opacity, contrast, normalizer]
+    return [shown, opacity, contrast, normalizer]
 
 
 def on_change(
@@ -114,9 +118,17 @@ def on_change(
     gr.on([box.input for box in boxes], friendly(function), [*inputs], [*outputs], **DRAWING)
 
 
-def notes_html(notes: Sequence[str]) -> str:
-    """Remarks as a list; they quote what the visitor typed."""
-    if not notes:
-        return ""
+def score_table(name: str) -> gr.Dataframe:
+    return gr.Dataframe(label="Scores", interactive=False, wrap=True, buttons=[], elem_id=f"{name}-table")
+
+
+def filled_table(scored: ScoredImages) -> gr.Dataframe:
+    """An update of `score_table`: narrow columns of numbers, and the rest for the reason."""
+    headers, rows = table(scored)
+    return gr.Dataframe(headers=headers, value=rows, column_widths=["90px"] * (len(headers) - 1) + ["320px"])
+
+
+def notes_box(notes: Sequence[str]) -> gr.HTML:
+    """Remarks as a list, if there are any; they quote what the visitor typed."""
     items = "".join(f"<li>{escape(note[:1].upper() + note[1:])}.</li>" for note in notes)
-    return f'<ul class="notes">{items}</ul>'
+    return gr.HTML(f'<ul class="notes">{items}</ul>', visible=bool(notes))

@@ -10,9 +10,19 @@ import numpy as np
 from PIL import Image
 
 from gcpo_t2i.demo.cellmap import cell_map, render
-from gcpo_t2i.demo.controls import MODEL, PROGRESS, friendly, notes_html, on_change, prompt_boxes, view_boxes
+from gcpo_t2i.demo.controls import (
+    MODEL,
+    PROGRESS,
+    filled_table,
+    friendly,
+    notes_box,
+    on_change,
+    prompt_boxes,
+    score_table,
+    view_boxes,
+)
 from gcpo_t2i.demo.studio import Answer, Studio
-from gcpo_t2i.demo.views import View, cells, panels, table
+from gcpo_t2i.demo.views import View, cells, panels
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.images import enlarge
 from gcpo_t2i.maps.draw import LEAST
@@ -43,6 +53,7 @@ def explain_tab(studio: Studio) -> None:
             picture = Upload(
                 label="Picture", sources=["upload", "clipboard"], height=240, buttons=[], elem_id="explain-picture"
             )
+            scene = gr.Button("No picture at hand? Draw the prompt", size="sm", elem_id="explain-scene")
             text, negative = prompt_boxes("explain")
             phrases = gr.Textbox(
                 "red, blue square",
@@ -51,21 +62,19 @@ def explain_tab(studio: Studio) -> None:
                 max_lines=2,
                 elem_id="explain-phrases",
             )
-            scene = gr.Button("Draw a scene of the prompt", size="sm", elem_id="explain-scene")
             button = gr.Button("Explain", variant="primary", elem_id="explain-go")
         with gr.Column(scale=3, min_width=300):
-            notes = gr.HTML(elem_id="explain-notes")
-            view = view_boxes("explain", with_kind=False)
+            notes = gr.HTML(visible=False, elem_id="explain-notes")
+            view = view_boxes("explain", None)
             shown = cell_map("explain-cells")
-            scores = gr.Dataframe(label="Scores", interactive=False, wrap=True, elem_id="explain-table")
+            scores = score_table("explain")
 
     def explain(progress: gr.Progress = PROGRESS, *boxes: Any) -> list[Any]:
         path, text, negative, phrases, *rest = boxes
         view = View(*rest)
         with open_upload(path) as file:
             found = studio.explain(file, text, negative, phrases or "", progress)
-        headers, rows = table(found.group.scored)
-        return [found, notes_html(found.notes), draw(found, view), gr.Dataframe(headers=headers, value=rows)]
+        return [found, notes_box(found.notes), draw(found, view), filled_table(found.group.scored)]
 
     def on_view(found: Answer | None, *boxes: Any) -> Any:
         return gr.skip() if found is None else draw(found, View(*boxes))

@@ -9,9 +9,20 @@ from typing import Any
 import gradio as gr
 
 from gcpo_t2i.demo.cellmap import cell_map, render
-from gcpo_t2i.demo.controls import DRAWING, MODEL, PROGRESS, friendly, notes_html, on_change, order_boxes, view_boxes
+from gcpo_t2i.demo.controls import (
+    DRAWING,
+    MODEL,
+    PROGRESS,
+    filled_table,
+    friendly,
+    notes_box,
+    on_change,
+    order_boxes,
+    score_table,
+    view_boxes,
+)
 from gcpo_t2i.demo.studio import Answer, Order, Studio
-from gcpo_t2i.demo.views import View, cells, panels, table, tiles
+from gcpo_t2i.demo.views import CREDIT, View, cells, panels, tiles
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.maps.arrays import ARRAYS, DESCRIPTION, write_arrays
 from gcpo_t2i.maps.results import Scales, best_first
@@ -27,13 +38,13 @@ def generate_tab(studio: Studio) -> None:
     answer, chosen, kept = gr.State(), gr.State(0), gr.State()
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            order = order_boxes("generate", studio.config.max_images)
+            order = order_boxes("generate", 8, studio.config.max_images)
             button = gr.Button("Generate", variant="primary", elem_id="generate-go")
         with gr.Column(scale=3, min_width=300):
-            notes = gr.HTML(elem_id="generate-notes")
-            view = view_boxes("generate")
+            notes = gr.HTML(visible=False, elem_id="generate-notes")
+            view = view_boxes("generate", CREDIT)
             gallery = gr.Gallery(
-                label="The group, best first",
+                label="The group, best first, with advantages: choose one to look into it",
                 columns=4,
                 height="auto",
                 object_fit="contain",
@@ -42,18 +53,17 @@ def generate_tab(studio: Studio) -> None:
                 buttons=[],
                 elem_id="generate-gallery",
             )
-            gr.Markdown("Choose an image above to look into it.", elem_classes="hint")
-            inspected = cell_map("generate-cells")
-            scores = gr.Dataframe(label="Scores", interactive=False, wrap=True, elem_id="generate-table")
-            save = gr.Button("Save the numbers", size="sm", elem_id="generate-save")
-            files = gr.File(label="Arrays and what they are of", visible=False, elem_id="generate-files")
+            with gr.Column(visible=False) as details:
+                inspected = cell_map("generate-cells")
+                scores = score_table("generate")
+                save = gr.Button("Save the numbers", size="sm", elem_id="generate-save")
+                files = gr.File(label="Arrays, and what they are of", visible=False, elem_id="generate-files")
 
     def draw(progress: gr.Progress = PROGRESS, *boxes: Any) -> list[Any]:
         shown = View(*boxes[len(order) :])
         found = studio.draw(Order(*boxes[: len(order)]), progress)
-        headers, rows = table(found.group.scored)
-        scored = gr.Dataframe(headers=headers, value=rows)
-        return [found, 0, notes_html(found.notes), *redraw(found, 0, shown), scored, gr.File(None, visible=False)]
+        drawn = [*redraw(found, 0, shown), filled_table(found.group.scored), gr.File(None, visible=False)]
+        return [found, 0, gr.Column(visible=True), notes_box(found.notes), *drawn]
 
     def redraw(found: Answer, index: int, shown: View) -> list[Any]:
         scales = Scales.of([found.group], shown.settings)
@@ -65,7 +75,8 @@ def generate_tab(studio: Studio) -> None:
     def on_select(found: Answer, event: gr.SelectData, *boxes: Any) -> list[Any]:
         return [event.index, inspect(found, event.index, View(*boxes))]
 
-    button.click(friendly(draw), [*order, *view], [answer, chosen, notes, gallery, inspected, scores, files], **MODEL)
+    outputs = [answer, chosen, details, notes, gallery, inspected, scores, files]
+    button.click(friendly(draw), [*order, *view], outputs, show_progress_on=[gallery], **MODEL)
     on_change(view, on_view, [answer, chosen, *view], [gallery, inspected])
     gallery.select(friendly(on_select), [answer, *view], [chosen, inspected], **DRAWING)
     save.click(friendly(arrays), [answer, *view], [files, kept], **DRAWING)

@@ -24,7 +24,6 @@ MAX_UPLOAD = "20mb"
 CSS = """
 .notes { margin: 0; padding: 8px 12px 8px 28px; border-radius: 8px; background: #fef3c7; color: #713f12; font-size: 14px; }
 .notes li { list-style: disc; margin: 2px 0; }
-.hint { font-size: 14px; }
 """
 
 
@@ -42,16 +41,21 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Tab("Compare"):
                 trained = comparison_tab(studio)
 
-        def on_tab(event: gr.SelectData) -> list[Any]:
+        def on_tab(followed: str | None, compared: str | None, event: gr.SelectData) -> list[Any]:
             """Lists of runs as they are now; the timer goes only while its tab is looked at."""
             return [
-                gr.Dropdown(list_runs(studio.runs_dir)),
+                choices(list_runs(studio.runs_dir), followed),
                 gr.Timer(active=event.value == TRAINING),
-                gr.Dropdown(trained_runs(studio)),
+                choices(trained_runs(studio), compared),
             ]
 
-        tabs.select(on_tab, None, [run, timer, trained], **HIDDEN)
+        tabs.select(on_tab, [run, trained], [run, timer, trained], **HIDDEN)
     return page.queue(max_size=studio.config.queue, api_open=False)
+
+
+def choices(names: list[str], chosen: str | None) -> gr.Dropdown:
+    """An update of a list: what was chosen stays, or else the first is."""
+    return gr.Dropdown(names, value=chosen if chosen in names else next(iter(names), None))
 
 
 def serve(page: gr.Blocks, studio: Studio, block: bool = True) -> str:

@@ -35,11 +35,17 @@ def training_tab(studio: Studio) -> tuple[gr.Dropdown, gr.Timer]:
         ]
     step = gr.Slider(0, 1, 0, step=1, label="Step", visible=False, elem_id="training-step")
     with gr.Row():
-        pictures = [gr.Image(label=label, visible=False, elem_id=f"training-{kind}") for kind, label in KINDS.items()]
+        pictures = [
+            gr.Image(label=label, visible=False, buttons=["fullscreen", "download"], elem_id=f"training-{kind}")
+            for kind, label in KINDS.items()
+        ]
 
     def show(name: str | None, metric: str, at: float | None) -> list[Any]:
         state = read_run(studio.runs_dir, name)
         return [signature(state), status(state), *curves(state, metric), slider(state, at), *images(state, at)]
+
+    def on_run(name: str | None, metric: str) -> list[Any]:
+        return show(name, metric, None) if name else [gr.skip()] * len(outputs)
 
     def follow(name: str | None, metric: str, at: float | None, before: Any) -> list[Any]:
         if not name:
@@ -58,7 +64,7 @@ def training_tab(studio: Studio) -> tuple[gr.Dropdown, gr.Timer]:
         return [gr.Slider(label=label_of(state, at)), *images(state, at)]
 
     outputs = [seen, line, *plots, other, step, *pictures]
-    run.input(friendly(lambda name, metric: show(name, metric, None)), [run, other], outputs, **HIDDEN)
+    run.change(friendly(on_run), [run, other], outputs, **HIDDEN)
     other.input(friendly(lambda name, metric, at: show(name, metric, at)), [run, other, step], outputs, **HIDDEN)
     step.input(friendly(at_step), [run, step], [step, *pictures], trigger_mode="always_last", **HIDDEN)
     timer.tick(friendly(follow), [run, other, step, seen], outputs, **HIDDEN)

@@ -71,10 +71,8 @@ def tiles(group: Group, view: View, scales: Scales, order: Sequence[int]) -> lis
 
 
 def caption(scored: ScoredImages, i: int) -> str:
-    words = [f"image {i}", f"reward {scored.rewards[i]:.2f}"]
-    if scored.no_advantage is None:
-        words.append(f"advantage {scored.advantage[i]:+.2f}")
-    return " · ".join(words)
+    """Short, because a tile is narrow on a phone: the table has the other numbers."""
+    return f"image {i}: " + (f"{scored.rewards[i]:.2f}" if scored.no_advantage else f"{scored.advantage[i]:+.2f}")
 
 
 def panels(group: Group, view: View, scales: Scales, i: int) -> list[Panel]:
@@ -110,9 +108,9 @@ def cells(group: Group, settings: CreditSettings, i: int) -> list[str]:
     lines = []
     for t in range(scored.tokens.shape[1]):
         parts = [f"row {t // columns + 1}, column {t % columns + 1}", f"code {scored.tokens[i, t]}"]
-        parts.append(", ".join(f"{name} {values[i, t]:.2f}" for name, values in named.items()) + " nats")
+        parts.append(", ".join(f"{name} {values[i, t]:z.2f}" for name, values in named.items()) + " nats")
         parts += [
-            f"{name} {values[i, t]:{'+' if '×' in name else ''}.2f}"
+            f"{name} {values[i, t]:{'+' if '×' in name else ''}z.2f}"
             for name, values in signed.items()
             if values is not None
         ]
@@ -120,14 +118,14 @@ def cells(group: Group, settings: CreditSettings, i: int) -> list[str]:
     return lines
 
 
-def table(scored: ScoredImages, order: Sequence[int] | None = None) -> tuple[list[str], list[list[str | int]]]:
-    """Headers, and a row per image, the best first."""
-    headers = ["image", *scored.scores, "reward", "advantage", "GenEval says"]
+def table(scored: ScoredImages) -> tuple[list[str], list[list[str | int]]]:
+    """Headers, and a row per image, the best first. A given picture has no group, and no advantage in it."""
+    group = [] if scored.given else ["advantage"]
     rows = []
-    for i in best_first(scored) if order is None else order:
+    for i in best_first(scored):
         scores = ["–" if values[i] is None else f"{values[i]:.3f}" for values in scored.scores.values()]
         advantage = "–" if scored.no_advantage else f"{scored.advantage[i]:+.2f}"
         verdict = scored.verdicts[i]
-        reason = "–" if verdict is None else getattr(verdict, "reason", "") or "correct"
-        rows.append([i, *scores, f"{scored.rewards[i]:.3f}", advantage, reason])
-    return headers, rows
+        reason = "–" if verdict is None else getattr(verdict, "reason", "").replace("\n", "; ") or "correct"
+        rows.append([i, *scores, f"{scored.rewards[i]:.3f}", *[advantage for _ in group], reason])
+    return ["image", *scored.scores, "reward", *group, "GenEval says"], rows
