@@ -23,6 +23,7 @@ HINT = "Point at a cell, or touch it, to see its numbers."
 STYLE = """
 .panels { display: flex; flex-wrap: wrap; gap: 12px; }
 figure { margin: 0; flex: 1 1 150px; max-width: 300px; }
+@media (max-width: 640px) { figure { flex-basis: 40%; max-width: calc(50% - 6px); } }
 figcaption { font-size: 13px; line-height: 1.3; margin-bottom: 4px; color: var(--body-text-color); }
 .map { position: relative; cursor: crosshair; touch-action: manipulation; }
 .map img { display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: 4px; }
@@ -31,7 +32,7 @@ figcaption { font-size: 13px; line-height: 1.3; margin-bottom: 4px; color: var(-
 .scale { display: flex; align-items: center; gap: 6px; font-size: 12px; margin-top: 4px; color: var(--body-text-color); }
 .scale b { flex: 1; height: 10px; border-radius: 3px; }
 small { display: block; font-size: 12px; line-height: 1.3; color: var(--body-text-color-subdued); }
-output { display: block; min-height: 3em; margin-top: 8px; font-size: 14px; color: var(--body-text-color);
+output { display: block; min-height: 3em; margin-bottom: 6px; font-size: 14px; color: var(--body-text-color);
          font-variant-numeric: tabular-nums; }
 """
 
@@ -78,7 +79,7 @@ def render(panels: Sequence[Panel], grid: tuple[int, int], cells: Sequence[str])
     """Panels of the same image, of `grid` (H, W) cells, and the T = H·W lines of its cells."""
     figures = "".join(map(_figure, panels))
     data = f'data-grid="{grid[0]},{grid[1]}" data-cells="{escape(json.dumps(list(cells)))}"'
-    return f'<div class="cells" {data}><div class="panels">{figures}</div><output>{HINT}</output></div>'
+    return f'<div class="cells" {data}><output>{HINT}</output><div class="panels">{figures}</div></div>'
 
 
 def _figure(panel: Panel) -> str:

@@ -6,7 +6,16 @@ from typing import Any
 
 import gradio as gr
 
-from gcpo_t2i.demo.controls import MODEL, PROGRESS, friendly, notes_box, on_change, order_boxes, view_boxes
+from gcpo_t2i.demo.controls import (
+    MODEL,
+    PROGRESS,
+    friendly,
+    notes_box,
+    on_change,
+    order_boxes,
+    tile_gallery,
+    view_boxes,
+)
 from gcpo_t2i.demo.runs import list_runs
 from gcpo_t2i.demo.studio import Answer, Order, Studio
 from gcpo_t2i.demo.views import PICTURE, View, tiles
@@ -29,8 +38,12 @@ def comparison_tab(studio: Studio) -> gr.Dropdown:
         with gr.Column(scale=3, min_width=300):
             notes = gr.HTML(visible=False, elem_id="compare-notes")
             view = view_boxes("compare", PICTURE)
+            galleries = []
             with gr.Row():
-                galleries = [_gallery("Before training", "compare-before"), _gallery("After training", "compare-after")]
+                for title, elem_id in (("Before training", "compare-before"), ("After training", "compare-after")):
+                    with gr.Column(min_width=280):
+                        gr.Markdown(f"**{title}**, each image with its advantage")
+                        galleries.append(tile_gallery(title, elem_id, 2))
             summary = gr.Markdown(elem_id="compare-summary")
 
     def compare(progress: gr.Progress = PROGRESS, *boxes: Any) -> list[Any]:
@@ -46,12 +59,6 @@ def comparison_tab(studio: Studio) -> gr.Dropdown:
     button.click(friendly(compare), [run, *order, *view], [answers, notes, *galleries, summary], **MODEL)
     on_change(view, on_view, [answers, *view], galleries)
     return run
-
-
-def _gallery(label: str, elem_id: str) -> gr.Gallery:
-    return gr.Gallery(
-        label=label, columns=2, height="auto", object_fit="contain", format="png", buttons=[], elem_id=elem_id
-    )
 
 
 def trained_runs(studio: Studio) -> list[str]:

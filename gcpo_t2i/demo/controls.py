@@ -95,7 +95,7 @@ def view_boxes(name: str, kind: str | None) -> list[Component]:
             value=kind,
             label="Show",
             scale=3,
-            min_width=340,
+            min_width=410,
             visible=kind is not None,
             elem_id=f"{name}-kind",
         )
@@ -106,7 +106,7 @@ def view_boxes(name: str, kind: str | None) -> list[Component]:
             list(CONTRASTS), value=View.contrast, label="Contrast", min_width=110, elem_id=f"{name}-contrast"
         )
         normalizer = gr.Dropdown(
-            list(NORMALIZERS), value=View.normalizer, label="Normalizer", min_width=110, elem_id=f"{name}-normalizer"
+            list(NORMALIZERS), value=View.normalizer, label="Normalizer", min_width=160, elem_id=f"{name}-normalizer"
         )
     return [shown, opacity, contrast, normalizer]
 
@@ -118,14 +118,37 @@ def on_change(
     gr.on([box.input for box in boxes], friendly(function), [*inputs], [*outputs], **DRAWING)
 
 
+def tile_gallery(label: str, elem_id: str, columns: int) -> gr.Gallery:
+    return gr.Gallery(
+        label=label,
+        show_label=False,
+        columns=columns,
+        height="auto",
+        object_fit="contain",
+        allow_preview=False,
+        format="png",
+        buttons=[],
+        elem_id=elem_id,
+        elem_classes="tiles",
+    )
+
+
 def score_table(name: str) -> gr.Dataframe:
-    return gr.Dataframe(label="Scores", interactive=False, wrap=True, buttons=[], elem_id=f"{name}-table")
+    return gr.Dataframe(
+        label="Scores",
+        interactive=False,
+        wrap=True,
+        max_height=1000,
+        buttons=[],
+        elem_classes="scores",
+        elem_id=f"{name}-table",
+    )
 
 
 def filled_table(scored: ScoredImages) -> gr.Dataframe:
     """An update of `score_table`: narrow columns of numbers, and the rest for the reason."""
     headers, rows = table(scored)
-    return gr.Dataframe(headers=headers, value=rows, column_widths=["90px"] * (len(headers) - 1) + ["320px"])
+    return gr.Dataframe(headers=headers, value=rows, column_widths=["92px"] * (len(headers) - 1) + ["320px"])
 
 
 def notes_box(notes: Sequence[str]) -> gr.HTML:

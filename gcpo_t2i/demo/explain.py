@@ -26,6 +26,7 @@ from gcpo_t2i.demo.views import View, cells, panels
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.images import enlarge
 from gcpo_t2i.maps.draw import LEAST
+from gcpo_t2i.maps.pictures import FORMATS, Picture, read_picture
 from gcpo_t2i.maps.results import Scales
 from gcpo_t2i.shapes import render as render_scene
 from gcpo_t2i.shapes import sample_scene
@@ -36,22 +37,23 @@ A picture of your own, as if the model had drawn it for this prompt: where in it
 phrase's map compares the prompt with the prompt without that phrase."""
 
 
-class Upload(gr.Image):
-    """Hands over the uploaded file as it is, so that `maps.pictures` decides what is a picture, and says why it is none."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
+SUFFIXES = (*FORMATS, "JPG")
+PREVIEW = 512  # px
 
 
 def explain_tab(studio: Studio) -> None:
     gr.Markdown(WHAT)
-    answer = gr.State()
+    picture, answer = gr.State(), gr.State()
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            picture = Upload(
-                label="Picture", sources=["upload", "clipboard"], height=240, buttons=[], elem_id="explain-picture"
+            upload = gr.File(
+                label="Picture",
+                file_types=[f".{name.lower()}" for name in SUFFIXES],
+                height=110,
+                elem_id="explain-upload",
+            )
+            preview = gr.Image(
+                label="Picture", interactive=False, visible=False, height=220, buttons=[], elem_id="explain-picture"
             )
             scene = gr.Button("No picture at hand? Draw the prompt", size="sm", elem_id="explain-scene")
             text, negative = prompt_boxes("explain")
@@ -70,38 +72,41 @@ def explain_tab(studio: Studio) -> None:
             scores = score_table("explain")
 
     def explain(progress: gr.Progress = PROGRESS, *boxes: Any) -> list[Any]:
-        path, text, negative, phrases, *rest = boxes
+        given, text, negative, phrases, *rest = boxes
         view = View(*rest)
-        with open_upload(path) as file:
-            found = studio.explain(file, text, negative, phrases or "", progress)
+        found = studio.explain(given, text, negative, phrases or "", progress)
         return [found, notes_box(found.notes), draw(found, view), filled_table(found.group.scored)]
 
     def on_view(found: Answer | None, *boxes: Any) -> Any:
         return gr.skip() if found is None else draw(found, View(*boxes))
 
     button.click(friendly(explain), [picture, text, negative, phrases, *view], [answer, notes, shown, scores], **MODEL)
-    scene.click(friendly(draw_scene), [text], [picture], api_visibility="private", show_progress="hidden")
+    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    upload.upload(friendly(show_upload), [upload], [picture, preview], **quick)
+    upload.clear(lambda: [None, gr.Image(None, visible=False)], None, [picture, preview], **quick)
+    scene.click(friendly(draw_scene), [text], [picture, preview, upload], **quick)
     on_change(view, on_view, [answer, *view], [shown])
 
 
-def open_upload(path: str | None) -> Any:
-    """The file that Gradio stored for this upload. UserError if there is none, or not any more."""
-    if path is None:
-        raise UserError("there is no picture yet; drop one into the frame, or draw a scene")
+def show_upload(path: str) -> list[Any]:
+    """The picture in the file that Gradio stored, and a preview. UserError if it is none."""
     try:
-        return Path(path).open("rb")
+        with Path(path).open("rb") as file:
+            picture = read_picture(file)
     except OSError as error:
-        raise UserError("the picture is not there any more; drop it into the frame again") from error
+        raise UserError("the picture is not there any more; upload it again") from error
+    small = picture.image.copy()
+    small.thumbnail((PREVIEW, PREVIEW))
+    return [picture, gr.Image(small, visible=True)]
 
 
-def draw_scene(text: str) -> Image.Image:
-    """An exact picture of a prompt in ShapesWorld's words. UserError for other prompts."""
+def draw_scene(text: str) -> list[Any]:
+    """An exact picture of a prompt in ShapesWorld's words, and a preview. UserError for other prompts."""
     metadata = parse_prompt(text or "")
     if metadata is None:
-        raise UserError(
-            "only prompts in the words of ShapesWorld can be drawn as a scene, such as 'a photo of a red circle'"
-        )
-    return enlarge(Image.fromarray(render_scene(sample_scene(metadata, np.random.default_rng()))), LEAST)
+        raise UserError("only prompts in the words of ShapesWorld can be drawn, such as 'a photo of a red circle'")
+    image = Image.fromarray(render_scene(sample_scene(metadata, np.random.default_rng())))
+    return [Picture(image), gr.Image(enlarge(image, LEAST), visible=True), None]
 
 
 def draw(answer: Answer, view: View) -> str:

@@ -19,6 +19,7 @@ from gcpo_t2i.demo.controls import (
     on_change,
     order_boxes,
     score_table,
+    tile_gallery,
     view_boxes,
 )
 from gcpo_t2i.demo.studio import Answer, Order, Studio
@@ -43,16 +44,8 @@ def generate_tab(studio: Studio) -> None:
         with gr.Column(scale=3, min_width=300):
             notes = gr.HTML(visible=False, elem_id="generate-notes")
             view = view_boxes("generate", CREDIT)
-            gallery = gr.Gallery(
-                label="The group, best first, with advantages: choose one to look into it",
-                columns=4,
-                height="auto",
-                object_fit="contain",
-                allow_preview=False,
-                format="png",
-                buttons=[],
-                elem_id="generate-gallery",
-            )
+            gr.Markdown("The group, best first, each with its advantage. Choose an image to look into it.")
+            gallery = tile_gallery("The group", "generate-gallery", 4)
             with gr.Column(visible=False) as details:
                 inspected = cell_map("generate-cells")
                 scores = score_table("generate")

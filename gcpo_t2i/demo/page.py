@@ -24,6 +24,10 @@ MAX_UPLOAD = "20mb"
 CSS = """
 .notes { margin: 0; padding: 8px 12px 8px 28px; border-radius: 8px; background: #fef3c7; color: #713f12; font-size: 14px; }
 .notes li { list-style: disc; margin: 2px 0; }
+.tiles .grid-wrap { height: auto !important; max-height: none !important; min-height: 120px !important; }
+.scores th span { font-family: inherit !important; font-size: 13px; }
+.scores th button { display: none; }
+@media (max-width: 640px) { .tiles .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
 """
 
 
@@ -31,7 +35,7 @@ def build(studio: Studio) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title="gcpo-t2i", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(HEAD)
-        with gr.Tabs() as tabs:
+        with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Generate"):
                 generate_tab(studio)
             with gr.Tab("Explain an image"):

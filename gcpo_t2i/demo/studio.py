@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from gcpo_t2i.data import Prompt, described
 from gcpo_t2i.demo.runs import run_folder
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.maps import remarks
-from gcpo_t2i.maps.pictures import fit, read_picture
+from gcpo_t2i.maps.pictures import Picture, fit
 from gcpo_t2i.maps.results import Group
 from gcpo_t2i.maps.scored import explain_images, phrase_maps, sample_images, without
 from gcpo_t2i.models.policy import Policy
@@ -98,12 +98,12 @@ class Studio:
         return before, after
 
     def explain(
-        self, file: BinaryIO | None, text: str, negative: str | None, phrases: str, tell: Tell = nobody
+        self, picture: Picture | None, text: str, negative: str | None, phrases: str, tell: Tell = nobody
     ) -> Answer:
         """A picture as if the model had drawn it for this prompt, and a map for each of the comma-separated phrases."""
-        if file is None:
-            raise UserError("there is no picture yet; drop one into the frame, or draw a scene")
-        prompt, picture = described(*cleaned(text, negative)), read_picture(file)
+        if picture is None:
+            raise UserError("there is no picture yet; upload one, or let the prompt be drawn")
+        prompt = described(*cleaned(text, negative))
         chosen = list(dict.fromkeys(filter(None, map(str.strip, phrases.split(",")))))
         if len(chosen) > MAX_PHRASES:
             raise UserError(f"{len(chosen)} phrases; {MAX_PHRASES} are the most")
@@ -154,8 +154,8 @@ class Studio:
 
 @contextmanager
 def counted(policy: Policy, what: str, tell: Tell) -> Iterator[None]:
-    """Tells how many of the codes are drawn: one pass through the trunk each."""
-    trunk: Any = getattr(policy, "trunk", None)
+    """Tells how many of the codes are drawn: each ends with one call of the trunk's last norm."""
+    norm: Any = getattr(getattr(policy, "trunk", None), "norm", None)
     passes, whole = 0, policy.grid[0] * policy.grid[1]
 
     def count(*_: Any) -> None:
@@ -163,7 +163,7 @@ def counted(policy: Policy, what: str, tell: Tell) -> Iterator[None]:
         passes += 1
         tell(min(1.0, passes / whole), what)
 
-    handle = None if trunk is None else trunk.register_forward_hook(count)
+    handle = None if norm is None else norm.register_forward_hook(count)
     try:
         yield
     finally:

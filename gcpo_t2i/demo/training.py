@@ -35,10 +35,7 @@ def training_tab(studio: Studio) -> tuple[gr.Dropdown, gr.Timer]:
         ]
     step = gr.Slider(0, 1, 0, step=1, label="Step", visible=False, elem_id="training-step")
     with gr.Row():
-        pictures = [
-            gr.Image(label=label, visible=False, buttons=["fullscreen", "download"], elem_id=f"training-{kind}")
-            for kind, label in KINDS.items()
-        ]
+        pictures = [_picture(label, f"training-{kind}") for kind, label in KINDS.items()]
 
     def show(name: str | None, metric: str, at: float | None) -> list[Any]:
         state = read_run(studio.runs_dir, name)
@@ -69,6 +66,10 @@ def training_tab(studio: Studio) -> tuple[gr.Dropdown, gr.Timer]:
     step.input(friendly(at_step), [run, step], [step, *pictures], trigger_mode="always_last", **HIDDEN)
     timer.tick(friendly(follow), [run, other, step, seen], outputs, **HIDDEN)
     return run, timer
+
+
+def _picture(label: str, elem_id: str) -> gr.Image:
+    return gr.Image(label=label, visible=False, format="png", buttons=["fullscreen", "download"], elem_id=elem_id)
 
 
 def nothing_there(studio: Studio) -> str:
