@@ -89,7 +89,7 @@ def run(config: TrainConfig) -> list[dict[str, Any]]:
     ):
         save_config(config, opened.folder / "config.yaml")
         while trainer.state.step < config.steps and trainer.state.bad_steps < MAX_BAD_STEPS - 1:
-            metrics, batch = trainer.step()
-            report.step(trainer.state.step, metrics, batch)
+            metrics, batch, maps = trainer.step()
+            report.step(trainer.state.step, metrics, batch, maps)
             rows.append(metrics)
     return rows

@@ -11,18 +11,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.evaluate import Evaluation
-from gcpo_t2i.files import whole_folder, write_text
+from gcpo_t2i.files import whole_file, whole_folder, write_text
 from gcpo_t2i.image_scores import scores_path, write_scores
-from gcpo_t2i.images import sample_grid
+from gcpo_t2i.maps.training import grid_with_maps
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.monitor import Monitor
 from gcpo_t2i.rollout import Batch
@@ -32,6 +35,21 @@ Metrics = dict[str, Any]
 
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 GRID_PROMPTS = 8  # rows of a sample grid
+
+
+def _trackio_image(tracker: Any, image: Image.Image, step: int) -> None:
+    import trackio  # pyright: ignore[reportMissingImports]
+
+    tracker.log({"samples": trackio.Image(image)}, step=step)
+
+
+SEND_IMAGE: dict[str, Callable[[Any, Image.Image, int], None]] = {
+    "tensorboard": lambda tracker, image, step: tracker.log_images(
+        {"samples": np.asarray(image)[None]}, step, dataformats="NHWC"
+    ),
+    "wandb": lambda tracker, image, step: tracker.log_images({"samples": [image]}, step),
+    "trackio": _trackio_image,
+}
 
 
 def truncate_metrics(path: Path, step: int) -> None:
@@ -115,7 +133,7 @@ class Report:
         finally:
             self.progress.remove_task(bar)
 
-    def step(self, step: int, metrics: Metrics, batch: Batch) -> None:
+    def step(self, step: int, metrics: Metrics, batch: Batch, maps: Tensor) -> None:
         alarms = self.monitor.judge({"step": step, **metrics})
         self._write({"step": step, **metrics, "monitor/warnings": len(self.monitor.active)})
         kl = "" if metrics["kl"] is None else f" kl {metrics['kl']:.4f}"
@@ -129,20 +147,18 @@ class Report:
             self.console.print(f"[yellow]step {step}: the loss was not finite, update skipped")
         every = self.config.log.images_every
         if self.main and every and (step % every == 0 or step == self.config.steps):
-            self._save_samples(step, batch)
+            self._save_samples(step, grid_with_maps(batch, maps, GRID_PROMPTS))
 
     def warn(self, text: str) -> None:
         self.console.print(f"[yellow]{escape(text)}")
 
-    def _save_samples(self, step: int, batch: Batch) -> None:
-        group = batch.group
-        rows = [
-            (prompt.text, batch.images[p * group : (p + 1) * group], batch.rewards[p].tolist())
-            for p, prompt in enumerate(batch.prompts[:GRID_PROMPTS])
-        ]
+    def _save_samples(self, step: int, samples: Image.Image) -> None:
         path = self.folder / "samples" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
-        sample_grid(rows).save(path)
+        with whole_file(path) as partial:
+            samples.save(partial, format="PNG")
+        for tracker in self.accelerator.trackers:
+            SEND_IMAGE[tracker.name](tracker, samples, step)
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         metrics = evaluation.metrics()

@@ -76,8 +76,8 @@ def run_steps(trainer: Trainer, run: Run, report: Report, stopping: Stopping) ->
             report.evaluation(state.step, trainer.evaluate(report, stopping))
         if state.step == config.steps:
             return
-        metrics, batch = trainer.step()
-        report.step(state.step, metrics, batch)
+        metrics, batch, maps = trainer.step()
+        report.step(state.step, metrics, batch, maps)
         while trainer.watch.failures:
             report.warn(trainer.watch.failures.pop(0))
         if is_due(config.save_every, state.step, config.steps):
@@ -124,8 +124,9 @@ class Trainer:
         if run.checkpoint:
             checkpoint.load(run.checkpoint, self.state, self.accelerator.process_index, self.accelerator.num_processes)
 
-    def step(self) -> tuple[Metrics, Batch]:
-        """Sample, score, share out credit, update: advances the state by one step; what it measured and trained on."""
+    def step(self) -> tuple[Metrics, Batch, Tensor]:
+        """Sample, score, share out credit, update: advances the state by one step; what it measured and trained on, and
+        the advantage maps (B, H, W), credit × advantage of every code."""
         config, state, step, started = self.config, self.state, self.state.step, time.perf_counter()
         batch, drawn_rewards = collect(self._sample, self._fresh_prompts(), self.algorithm.keep, MAX_ROUNDS)
         if step == 0:
@@ -155,7 +156,7 @@ class Trainer:
             **watched,
             **timing(batch, drawn_rewards.numel(), now - started, now - updating),
         }
-        return metrics, batch
+        return metrics, batch, (credit * advantage[:, None]).unflatten(1, self.policy.grid)
 
     def evaluate(self, report: Report, stopping: Stopping) -> Evaluation:
         """Scores on held-out prompts. Stopped if the user does not want to wait for them."""

@@ -360,8 +360,8 @@ def test_a_run_that_is_being_written(tmp_path: Path) -> None:
     assert runs.status(state) == "step 4 of 8 · not finished · held-out strict GenEval 0.250"
     assert runs.curve(state.rows, "reward") == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
     assert runs.curve_names(state.rows) == ["eval/geneval/strict", "reward", "entropy"]
-    assert runs.read_picture_of(state, 6, "samples") is None
-    picture = runs.read_picture_of(state, 4, "samples")
+    assert runs.read_samples(state, 6) is None
+    picture = runs.read_samples(state, 4)
     assert picture is not None and picture.getpixel((0, 0)) == (200, 0, 0)
 
 
@@ -369,7 +369,7 @@ def test_a_run_that_vanishes(tmp_path: Path) -> None:
     write_run(tmp_path / "run", steps=8)
     state = runs.read_run(tmp_path, "run")
     shutil.rmtree(tmp_path / "run")
-    assert runs.read_picture_of(state, 4, "samples") is None
+    assert runs.read_samples(state, 4) is None
     with pytest.raises(UserError, match="not there any more"):
         runs.read_run(tmp_path, "run")
 

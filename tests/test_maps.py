@@ -14,19 +14,25 @@ import torch
 from PIL import Image
 
 from gcpo_t2i.algo.credit import CreditSettings, guidance_credit
-from gcpo_t2i.config import RewardConfig
+from gcpo_t2i.cli import main
+from gcpo_t2i.config import RewardConfig, TrainConfig
 from gcpo_t2i.data import Prompt, described
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.images import sample_grid
 from gcpo_t2i.maps import remarks
 from gcpo_t2i.maps.arrays import write_arrays
 from gcpo_t2i.maps.draw import Scale, advantage_scale, color_table, credit_scale, overlay
 from gcpo_t2i.maps.pictures import Picture, fit, image_size, read_picture
 from gcpo_t2i.maps.scored import ScoredImages, contrasted, explain_images, phrase_maps, sample_images, without
+from gcpo_t2i.maps.training import grid_with_maps
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
-from gcpo_t2i.rollout import Sampling
+from gcpo_t2i.models.policy import Condition, Rollout
+from gcpo_t2i.parsing import parse
+from gcpo_t2i.rollout import Batch, Sampling
 from gcpo_t2i.scoring import RewardSet
 from gcpo_t2i.shapes.prompts import all_specs, parse_prompt
-from tests.tiny import tiny_policy
+from gcpo_t2i.train import Trainer
+from tests.tiny import tiny_policy, train_command
 
 PROMPT = Prompt("two red circle and a blue square")
 K3 = CreditSettings()
@@ -341,3 +347,172 @@ def test_arrays_are_read_as_they_were(policy, rewards, tmp_path: Path) -> None:
     assert about["sampling"] == {"group": 4, "guidance": 3.0, "temperature": 0.8, "top_k": 0, "top_p": 1.0}
     assert about["credit"]["contrast"] == "k3" and about["rewards"] == pytest.approx(found["rewards"].tolist())
     assert about["phrases"][0] == {"phrase": "red", "negative": "two circle and a blue square"}
+
+
+# --- training -----------------------------------------------------------------
+
+
+def test_the_grid_of_a_step_has_the_maps_beside_the_samples() -> None:
+    grey, rewards = (100, 100, 100), torch.tensor([[0.0, 1.0], [3.0, 2.0]])
+    rollout = Rollout(torch.zeros(4, 2, dtype=torch.long), torch.zeros(4, 2), None, torch.zeros(4, 2))
+    images = [Image.new("RGB", (2, 1), grey)] * 4
+    condition = Condition(torch.zeros(2, 1, 1), torch.ones(2, 1, dtype=torch.bool))
+    batch = Batch([Prompt("a"), Prompt("b")], condition, None, rollout, images, {"r": []}, rewards, {})
+    maps = torch.tensor([[[-2.0, 0.0]], [[0.0, 2.0]], [[2.0, 0.0]], [[0.0, -2.0]]])  # (4, 1, 2)
+    page = np.asarray(grid_with_maps(batch, maps, prompts=1))
+    samples = np.asarray(sample_grid([("a", images[:2], [0.0, 1.0])]))
+    assert (page[: samples.shape[0], : samples.shape[1]] == samples).all()
+    beside = page[40, samples.shape[1] :].astype(int)  # a line of pixels through the two images of the first prompt
+    red, green, blue = beside.T
+    assert (green < np.minimum(red, blue) - 20).sum() == 96 and (green > np.maximum(red, blue) + 20).sum() == 96
+    assert (green < np.minimum(red, blue) - 20).argmax() < (green > np.maximum(red, blue) + 20).argmax()
+    both = np.asarray(grid_with_maps(batch, maps, prompts=2))
+    assert both.shape[0] - page.shape[0] == samples.shape[0] - 4  # one row more, the padding on top stays
+
+
+def test_the_maps_of_a_step_are_credit_times_advantage(tiny_folder: Path, reward_file: Path, tmp_path: Path) -> None:
+    command = train_command(tiny_folder, reward_file, tmp_path)
+    trainer = Trainer(parse(TrainConfig, [*command[1:], "--credit.contrast", "abs", "--credit.normalizer", "mean"]))
+    _, batch, maps = trainer.step()
+    gap = (batch.rollout.cond_logp - batch.rollout.null_logp).abs()
+    credit = gap / gap.mean(1, keepdim=True)
+    rewards = batch.rewards  # (2, 4), whose deviations are divided by the standard deviation of the whole step
+    advantage = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std() + 1e-4)).flatten()
+    assert maps.shape == (8, 4, 4)
+    assert torch.allclose(maps.flatten(1), credit * advantage[:, None], atol=1e-5)
+
+
+def test_a_run_and_its_tracker_get_samples_with_maps(tiny_folder: Path, reward_file: Path, tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    command = train_command(tiny_folder, reward_file, tmp_path)
+    assert main([*command, "--log.report_to", "tensorboard", "--log.images_every", "2"]) == 0
+    with Image.open(tmp_path / "run" / "samples" / "step-000002.png") as image:
+        size = image.size
+    assert size[0] > 8 * 96  # four samples and four maps of at least 96 px
+    events = str(tmp_path / "run" / "gcpo-t2i")
+    log = event_accumulator.EventAccumulator(events, size_guidance={"images": 0}).Reload()
+    assert [event.step for event in log.Images("samples")] == [2, 3]
+    assert (log.Images("samples")[0].width, log.Images("samples")[0].height) == size
+
+
+# --- the command --------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tiny_folder: Path, reward_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    rewards = json.dumps([{"name": f"{reward_file}:bright"}])
+    common = ["--model", str(tiny_folder), "--prompt", "a red circle and two square", "--device", "cpu"]
+    return ["heatmap", *common, "--rewards", rewards, "--out", "maps"]
+
+
+def names(folder: str) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def test_a_group_is_drawn_and_kept(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--num_images", "3", "--phrases", "red", "two square"]) == 0
+    kinds = ("", "-credit", "-advantage", "-phrase-0", "-phrase-1")
+    images = {f"image-{i}{kind}.png" for i in range(3) for kind in kinds}
+    assert names("maps") == images | {"heatmap.png", "arrays.npz", "arrays.json"}
+    with Image.open("maps/image-2.png") as image, Image.open("maps/image-2-credit.png") as credit:
+        assert image.size == (16, 16) and credit.size == (384, 384)
+    out = capsys.readouterr().out
+    assert "advantage" in out and "results: maps" in out
+    assert main(["sample", *command[1:5], "--num_images", "3", "--out", "plain", "--device", "cpu"]) == 0
+    for i in range(3):
+        assert Path(f"plain/00000-{i}.png").read_bytes() == Path(f"maps/image-{i}.png").read_bytes()
+
+
+def test_settings_of_credit_reach_the_map(command: list[str]) -> None:
+    options = ["--contrast", "abs", "--normalizer", "softmax", "--credit_temperature", "0.5", "--guidance", "1"]
+    assert main([*command, *options]) == 0
+    with np.load("maps/arrays.npz") as arrays:
+        score = np.exp(np.abs(arrays["cond_logp"] - arrays["null_logp"]) / 0.5)
+        assert arrays["credit"] == pytest.approx(16 * score / score.sum(1, keepdims=True), rel=1e-3)
+
+
+def test_a_given_picture_is_explained(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Image.effect_noise((32, 32), 90).save("given.png")
+    assert main([*command, "--image", "given.png", "--phrases", "red"]) == 0
+    pictures = {f"image-0{kind}.png" for kind in ("", "-codes", "-credit", "-phrase-0")}
+    assert names("maps") == pictures | {"heatmap.png", "arrays.npz", "arrays.json"}
+    about = json.loads(Path("maps/arrays.json").read_text())
+    assert about["sampling"] is None and about["seed"] is None
+    out = capsys.readouterr().out
+    assert "given.png: the model sees it in 16 × 16 pixels" in out
+    assert "no advantage map: one image has no group to be compared with" in out
+
+
+def test_two_models_are_drawn_with_one_seed(command: list[str], tmp_path: Path) -> None:
+    other = tiny_policy(seed=5)
+    other.save_pretrained(tmp_path / "other")
+    assert main([*command, "--compare", "other", "--num_images", "2"]) == 0
+    assert names("maps") - names("maps/base") == {"base", "heatmap.png"}
+    base, ours = (json.loads(Path(f"maps/{name}arrays.json").read_text()) for name in ("base/", ""))
+    assert (base["model"], ours["model"]) == ("other", command[2])
+    assert base["scales"] == ours["scales"]
+    with np.load("maps/base/arrays.npz") as arrays:
+        found = arrays["tokens"]
+    cond = other.condition(["a red circle and two square"])
+    null = other.condition([None], like=cond)
+    drawn = other.sample(cond, null, group=2, guidance=2.0, generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(found, drawn.tokens)
+
+
+def test_the_prompt_against_itself_gives_no_map(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--negative", "a red circle and two square"]) == 0
+    assert names("maps") == {f"image-{i}.png" for i in range(4)} | {"heatmap.png", "arrays.npz", "arrays.json"}
+    assert "no credit map: the negative prompt is the prompt itself" in capsys.readouterr().out
+
+
+def test_strange_prompts_are_drawn(command: list[str], capsys: pytest.CaptureFixture[str], recwarn) -> None:
+    strange = "$x^ [bold] 猫 " + "red " * 2000
+    assert main([*command, "--prompt", strange, "--num_images", "2"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "to it they are all the same: '$', 'x', '^', '[', 'bold', ']', '猫'" in out
+    assert "does not read the last 7,99" in out and "[bold]" in out
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_nothing_is_overwritten_unless_told(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--num_images", "3"]) == 0
+    before = Path("maps/arrays.json").read_bytes()
+    assert main([*command, "--num_images", "2"]) == 2
+    assert "already holds files; add --overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--rewards", "[{name: nowhere.py:x}]"]) == 2
+    assert Path("maps/arrays.json").read_bytes() == before and "image-2.png" in names("maps")
+    assert main([*command, "--num_images", "2", "--overwrite"]) == 0
+    assert "image-1.png" in names("maps") and "image-2.png" not in names("maps")
+    assert not [path for path in Path.cwd().iterdir() if path.name.startswith(".")]
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no prompt": (["--prompt", " "], "the prompt is empty"),
+    "long prompt": (["--prompt", "a" * 10_001], "a prompt of 10,001 characters, starting with 'aaaa"),
+    "phrase": (["--phrases", "green"], "phrase 'green' is not in the prompt 'a red circle and two square'"),
+    "contrast": (["--contrast", "k4"], "contrast 'k4' is unknown; did you mean 'k3'?"),
+    "signed": (["--contrast", "log_ratio", "--normalizer", "mean"], "would make negative weights"),
+    "seed of a picture": (["--image", "x.png", "--seed", "3"], "--seed is for sampling, and --image"),
+    "no rewards": (["--rewards", "[]"], "rewards: at least one is needed"),
+    "no picture": (["--image", "x.png"], "image 'x.png' cannot be read as a picture (No such file"),
+    "folder": (["--image", "."], "image '.' cannot be read as a picture (Is a directory)"),
+    "model": (["--compare", "nowhere"], "no model folder at nowhere"),
+    "thesis": (["--out", "mine", "--overwrite"], "output folder 'mine' holds files that no heatmap wrote"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name: str, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis").touch()
+    options, message = BAD[name]
+    assert main([*command, *options]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("gcpo-t2i: error: ") and told.count("\n") == 1 and message in told
+    assert names(".") == {"mine"} and names("mine") == {"thesis"}
+
+
+def test_the_current_folder_is_not_replaced(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--out", "."]) == 2
+    assert "output folder '.' is the current folder; name one in it" in capsys.readouterr().err

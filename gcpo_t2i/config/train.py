@@ -126,7 +126,7 @@ class LogConfig:
     project: str = "gcpo-t2i"
     """Project name at wandb and trackio."""
     images_every: int = bounded(10, ">= 0")
-    """Save a grid of samples (PNG) every so many steps; 0 = never."""
+    """Draw a grid of samples beside their advantage maps every so many steps, for the run folder and trackers; 0 = never."""
 
 
 def default_rewards() -> list[RewardConfig]:

@@ -17,7 +17,6 @@ from gcpo_t2i.yaml_files import read_yaml
 
 METRICS = "metrics.jsonl"
 DEPTH = 3  # folders below the first, such as compare/grpo-seed0
-KINDS = {"samples": "samples", "maps": "advantage maps"}  # folder of pictures → what they show
 
 Row = dict[str, Any]
 
@@ -28,7 +27,7 @@ class RunState:
 
     name: str
     rows: list[Row]  # of metrics.jsonl
-    pictures: dict[int, dict[str, Path]]  # step → kind → PNG
+    pictures: dict[int, Path]  # step → PNG of its samples, with their maps beside them
     steps: int | None  # that it is to have
 
     @property
@@ -100,19 +99,18 @@ def _steps(folder: Path) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def find_pictures(folder: Path) -> dict[int, dict[str, Path]]:
-    """Step → kind → PNG, by step."""
-    found: dict[int, dict[str, Path]] = {}
-    for kind in KINDS:
-        for path in (folder / kind).glob("step-*.png"):
-            if (match := re.fullmatch(r"step-(\d+)", path.stem)) and not path.is_symlink():
-                found.setdefault(int(match[1]), {})[kind] = path
+def find_pictures(folder: Path) -> dict[int, Path]:
+    """Step → PNG, by step."""
+    found: dict[int, Path] = {}
+    for path in (folder / "samples").glob("step-*.png"):
+        if (match := re.fullmatch(r"step-(\d+)", path.stem)) and not path.is_symlink():
+            found[int(match[1])] = path
     return dict(sorted(found.items()))
 
 
-def read_picture_of(state: RunState, step: int, kind: str) -> Image.Image | None:
-    """None if there is none, or not yet the whole of it."""
-    path = state.pictures.get(step, {}).get(kind)
+def read_samples(state: RunState, step: int) -> Image.Image | None:
+    """None if there are none, or not yet the whole picture."""
+    path = state.pictures.get(step)
     if path is None:
         return None
     try:

@@ -114,8 +114,7 @@ class Studio:
             scored = explain_images(self.policy, prompt, self.rewards, [fitted.image])
             tell(0.5, "phrases")
             group = Group(self.config.model, scored, phrase_maps(self.policy, scored, chosen))
-            notes = [*fitted.notes, *remarks.of_prompt(self.policy, prompt)]
-            notes += [note for note in remarks.of_group(scored) if not note.startswith("no advantage map")]
+            notes = [*fitted.notes, *remarks.of_prompt(self.policy, prompt), *remarks.of_evidence(scored)]
         notes += [
             f"no map of '{phrase}': the prompt without it predicts every code alike"
             for phrase, own in group.phrases.items()

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from gcpo_t2i.demo.controls import friendly
-from gcpo_t2i.demo.runs import KINDS, RunState, curve, curve_names, list_runs, read_picture_of, read_run, status
+from gcpo_t2i.demo.runs import RunState, curve, curve_names, list_runs, read_run, read_samples, status
 from gcpo_t2i.demo.studio import Studio
 from gcpo_t2i.errors import UserError
 
@@ -34,12 +34,13 @@ def training_tab(studio: Studio) -> tuple[gr.Dropdown, gr.Timer]:
             for i in range(2)
         ]
     step = gr.Slider(0, 1, 0, step=1, label="Step", visible=False, elem_id="training-step")
-    with gr.Row():
-        pictures = [_picture(label, f"training-{kind}") for kind, label in KINDS.items()]
+    picture = gr.Image(
+        label="Samples", visible=False, format="png", buttons=["fullscreen", "download"], elem_id="training-samples"
+    )
 
     def show(name: str | None, metric: str, at: float | None) -> list[Any]:
         state = read_run(studio.runs_dir, name)
-        return [signature(state), status(state), *curves(state, metric), slider(state, at), *images(state, at)]
+        return [signature(state), status(state), *curves(state, metric), slider(state, at), samples(state, at)]
 
     def on_run(name: str | None, metric: str) -> list[Any]:
         return show(name, metric, None) if name else [gr.skip()] * len(outputs)
@@ -58,18 +59,14 @@ def training_tab(studio: Studio) -> tuple[gr.Dropdown, gr.Timer]:
 
     def at_step(name: str | None, at: float) -> list[Any]:
         state = read_run(studio.runs_dir, name)
-        return [gr.Slider(label=label_of(state, at)), *images(state, at)]
+        return [gr.Slider(label=label_of(state, at)), samples(state, at)]
 
-    outputs = [seen, line, *plots, other, step, *pictures]
+    outputs = [seen, line, *plots, other, step, picture]
     run.change(friendly(on_run), [run, other], outputs, **HIDDEN)
     other.input(friendly(lambda name, metric, at: show(name, metric, at)), [run, other, step], outputs, **HIDDEN)
-    step.input(friendly(at_step), [run, step], [step, *pictures], trigger_mode="always_last", **HIDDEN)
+    step.input(friendly(at_step), [run, step], [step, picture], trigger_mode="always_last", **HIDDEN)
     timer.tick(friendly(follow), [run, other, step, seen], outputs, **HIDDEN)
     return run, timer
-
-
-def _picture(label: str, elem_id: str) -> gr.Image:
-    return gr.Image(label=label, visible=False, format="png", buttons=["fullscreen", "download"], elem_id=elem_id)
 
 
 def nothing_there(studio: Studio) -> str:
@@ -78,7 +75,7 @@ def nothing_there(studio: Studio) -> str:
 
 def signature(state: RunState) -> tuple[int, int, int]:
     """What changes when the run has got further; last the newest step with a picture."""
-    return len(state.rows), sum(map(len, state.pictures.values())), max(state.pictures, default=0)
+    return len(state.rows), len(state.pictures), max(state.pictures, default=0)
 
 
 def curves(state: RunState, metric: str) -> list[Any]:
@@ -119,7 +116,7 @@ def slider(state: RunState, at: float | None) -> Any:
     return gr.Slider(low, max(high, low + 1), step, label=label_of(state, at), visible=True)
 
 
-def images(state: RunState, at: float | None) -> list[Any]:
+def samples(state: RunState, at: float | None) -> gr.Image:
     step = nearest(state, at)
-    found = [None if step is None else read_picture_of(state, step, kind) for kind in KINDS]
-    return [gr.Image(image, visible=image is not None) for image in found]
+    image = None if step is None else read_samples(state, step)
+    return gr.Image(image, visible=image is not None)

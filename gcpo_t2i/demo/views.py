@@ -72,7 +72,7 @@ def tiles(group: Group, view: View, scales: Scales, order: Sequence[int]) -> lis
 
 def caption(scored: ScoredImages, i: int) -> str:
     """Short, because a tile is narrow on a phone: the table has the other numbers."""
-    return f"image {i}: " + (f"{scored.rewards[i]:.2f}" if scored.no_advantage else f"{scored.advantage[i]:+.2f}")
+    return f"image {i}" if scored.no_advantage else f"image {i}: {scored.advantage[i]:+.2f}"
 
 
 def panels(group: Group, view: View, scales: Scales, i: int) -> list[Panel]:
@@ -127,5 +127,6 @@ def table(scored: ScoredImages) -> tuple[list[str], list[list[str | int]]]:
         advantage = "–" if scored.no_advantage else f"{scored.advantage[i]:+.2f}"
         verdict = scored.verdicts[i]
         reason = "–" if verdict is None else getattr(verdict, "reason", "").replace("\n", "; ") or "correct"
-        rows.append([i, *scores, f"{scored.rewards[i]:.3f}", *[advantage for _ in group], reason])
+        reward = f"{scored.rewards[i]:.3f}" if scored.judged else "–"
+        rows.append([i, *scores, reward, *[advantage for _ in group], reason])
     return ["image", *scored.scores, "reward", *group, "GenEval says"], rows

@@ -100,5 +100,7 @@ def score_table(scored: ScoredImages) -> Table:
         cells = ["–" if values[i] is None else f"{values[i]:.3f}" for values in scored.scores.values()]
         verdict = scored.verdicts[i]
         reason = "–" if verdict is None else getattr(verdict, "reason", "") or "correct"
-        table.add_row(str(i), *cells, f"{scored.rewards[i]:.3f}", f"{scored.advantage[i]:+.2f}", escape(reason))
+        reward = f"{scored.rewards[i]:.3f}" if scored.judged else "–"
+        advantage = f"{scored.advantage[i]:+.2f}" if scored.no_advantage is None else "–"
+        table.add_row(str(i), *cells, reward, advantage, escape(reason))
     return table

@@ -105,17 +105,16 @@ def ramp(scale: Scale, length: int = 256) -> np.ndarray:
     return np.asarray(overlay(plain, values[None], scale, least=1))[0]
 
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """One that knows × and −, which Pillow's own does not."""
+def font_path() -> Path:
+    """DejaVu Sans, which comes with matplotlib and knows × and −, as Pillow's own font does not."""
     import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def legend(scale: Scale, meaning: str = "", width: int = 160) -> Image.Image:
     """A line with the scale's ends, its label and what it means."""
-    font = _font(13)
+    font = ImageFont.truetype(font_path(), 13)
     low, high = (f"{value:+.2f}" if scale.signed else f"{value:.2f}" for value in (scale.low, scale.high))
     text = f"{high}   {scale.label}{f': {meaning}' if meaning else ''}"
     start = int(font.getlength(low)) + 2 * PAD

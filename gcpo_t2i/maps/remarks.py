@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
-
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.maps.scored import ScoredImages
 from gcpo_t2i.models.policy import Policy
 
 NAMED = 8  # unknown words that are named
+
+
+def brief(text: str, most: int) -> str:
+    """At most so many characters of a text, on one line."""
+    line = " ".join(text[: most + 1].split())
+    return line if len(text) <= most else f"{line[:most]}…"
 
 
 def of_prompt(policy: Policy, prompt: Prompt) -> list[str]:
@@ -17,7 +21,7 @@ def of_prompt(policy: Policy, prompt: Prompt) -> list[str]:
     for kind, text in {"prompt": prompt.text, "negative prompt": prompt.negative or ""}.items():
         reading = policy.read(text)
         if reading.unknown:
-            words = ", ".join(f"'{shorten(word, 40)}'" for word in reading.unknown[:NAMED])
+            words = ", ".join(f"'{brief(word, 40)}'" for word in reading.unknown[:NAMED])
             more = f" and {len(reading.unknown) - NAMED} more" if len(reading.unknown) > NAMED else ""
             remarks.append(
                 f"the model does not know these words of the {kind}, to it they are all the same: {words}{more}"
@@ -25,7 +29,7 @@ def of_prompt(policy: Policy, prompt: Prompt) -> list[str]:
         if reading.cut:
             remarks.append(
                 f"the {kind} is too long for the model, which does not read the last {len(reading.cut):,} characters, from "
-                f"'{shorten(reading.cut, 60, placeholder=' …')}' on"
+                f"'{brief(reading.cut, 60)}' on"
             )
     return remarks
 
@@ -38,14 +42,14 @@ def of_group(scored: ScoredImages) -> list[str]:
         remarks.append(f"{', '.join(silent)}: cannot judge this prompt, and does not count")
     if scored.no_advantage:
         remarks.append(f"no advantage map: {scored.no_advantage}")
-    if scored.unmoved.all():
-        same = (
-            "is the prompt"
-            if scored.prompt.negative == scored.prompt.text
-            else "predicts every code as the prompt does"
-        )
-        other = "the negative prompt" if scored.prompt.negative is not None else "no prompt at all"
-        remarks.append(
-            f"no credit map: {other} {same}, so that there is no evidence for any code, and all get the same credit"
-        )
-    return remarks
+    return remarks + of_evidence(scored)
+
+
+def of_evidence(scored: ScoredImages) -> list[str]:
+    """Why there is no credit map, if so."""
+    if not scored.unmoved.all():
+        return []
+    negative = scored.prompt.negative
+    other = "the empty prompt" if negative is None else "the negative prompt"
+    same = "is the prompt itself" if negative == scored.prompt.text else "predicts every code just as the prompt does"
+    return [f"no credit map: {other} {same}, so there is no evidence for any code, and all get the same credit"]

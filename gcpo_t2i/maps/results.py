@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from textwrap import shorten
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from gcpo_t2i.algo.credit import CreditSettings
 from gcpo_t2i.maps.arrays import write_arrays
 from gcpo_t2i.maps.draw import Scale, advantage_scale, credit_scale, overlay
 from gcpo_t2i.maps.figure import Line, figure, save
+from gcpo_t2i.maps.remarks import brief, of_evidence
 from gcpo_t2i.maps.scored import ScoredImages
 
 FIGURE, BASE = "heatmap.png", "base"
@@ -55,9 +55,13 @@ def write(folder: Path, groups: Sequence[Group], settings: CreditSettings, seed:
     """Everything, into an empty folder. Of two groups the first is the one to compare with."""
     scales, columns = Scales.of(groups, settings), chosen_columns(groups)
     lines = [lines_of(group, settings, scales) for group in groups]
-    names = [f"{shorten(group.model, 40)}: " if len(groups) > 1 else "" for group in groups]
-    shown = [in_columns(line, columns, name) for name, own in zip(names, lines, strict=True) for line in own]
-    save(figure(heading(groups[0].scored, len(columns)), shown), folder / FIGURE)
+    shown = [
+        in_columns(line, columns, name_of(group, groups))
+        for group, own in zip(groups, lines, strict=True)
+        for line in own
+    ]
+    words = [heading(groups[0].scored, len(columns)), *of_evidence(groups[0].scored)]
+    save(figure("\n".join(words), shown), folder / FIGURE)
     for group, own, place in zip(groups, lines, [folder / BASE, folder][-len(groups) :], strict=True):
         place.mkdir(exist_ok=True)
         for line in own:
@@ -80,7 +84,7 @@ def lines_of(group: Group, settings: CreditSettings, scales: Scales) -> list[Lin
             lines.append(_maps("-advantage", label, scored, values, scales.advantage))
     for k, (phrase, own) in enumerate(group.phrases.items()):
         if not own.unmoved.all():
-            label = f"credit of “{shorten(phrase, 25, placeholder=' …')}”"
+            label = f"credit of “{brief(phrase, 25)}”"
             lines.append(_maps(f"-phrase-{k}", label, own, own.credit(settings), scales.credit))
     return lines
 
@@ -93,11 +97,16 @@ def _maps(file: str, label: str, scored: ScoredImages, values: Tensor, scale: Sc
 def titles(scored: ScoredImages) -> list[str]:
     """What stands over each image."""
     words = [f"image {i}" for i in range(len(scored.rewards))]
-    if any(value is not None for values in scored.scores.values() for value in values):
+    if scored.judged:
         words = [f"{word}\nreward {reward:.2f}" for word, reward in zip(words, scored.rewards, strict=True)]
     if scored.no_advantage is None:
         words = [f"{word}, advantage {own:+.2f}" for word, own in zip(words, scored.advantage, strict=True)]
     return words
+
+
+def name_of(group: Group, groups: Sequence[Group]) -> str:
+    """What tells the lines of two models apart."""
+    return "" if len(groups) == 1 else f"{group.model if len(group.model) <= 28 else '…' + group.model[-28:]}\n"
 
 
 def in_columns(line: Line, columns: Sequence[int], name: str) -> Line:
@@ -120,6 +129,6 @@ def chosen_columns(groups: Sequence[Group]) -> list[int]:
 def heading(scored: ScoredImages, shown: int | None = None) -> str:
     """The two prompts, and how many of the images are shown."""
     text, negative = scored.prompt.text, scored.prompt.negative
-    against = "the empty prompt" if negative is None else f"“{shorten(negative, 90, placeholder=' …')}”"
+    against = "the empty prompt" if negative is None else f"“{brief(negative, 90)}”"
     part = f" ({shown} of {len(scored.rewards)} images)" if shown is not None and shown < len(scored.rewards) else ""
-    return f"“{shorten(text, 90, placeholder=' …')}” against {against}{part}"
+    return f"“{brief(text, 90)}” against {against}{part}"

@@ -61,9 +61,14 @@ class ScoredImages:
         return group_advantage(self.rewards[None]).flatten()
 
     @property
+    def judged(self) -> bool:
+        """Whether any reward says anything of any image."""
+        return any(value is not None for values in self.scores.values() for value in values)
+
+    @property
     def no_advantage(self) -> str | None:
         """Why the images have no advantage, if so."""
-        if all(value is None for values in self.scores.values() for value in values):
+        if not self.judged:
             names = ", ".join(f"'{name}'" for name in self.scores)
             return f"{names} cannot judge this prompt"
         if len(self.rewards) == 1:
