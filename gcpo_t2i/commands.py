@@ -9,6 +9,7 @@ from gcpo_t2i.config import (
     CompareConfig,
     ConvertLlamaGenConfig,
     CreditEvalConfig,
+    DemoConfig,
     EnvConfig,
     EvaluationConfig,
     HeatmapConfig,
@@ -172,6 +173,18 @@ which tensors do not fit, if some do not. Where to get the files: docs/llamagen.
 
   gcpo-t2i convert llamagen --gpt t2i_XL_stage1_256.pt --vq vq_ds16_t2i.pt --out models/llamagen-256
   gcpo-t2i convert llamagen --gpt my.pt --image_size 512 --vq vq_ds16_t2i.pt --text_encoder flan-t5-xl --out mine""",
+    ),
+    "demo": Command(
+        DemoConfig,
+        "gcpo_t2i.demo.command:demo",
+        "a page in the browser that shows the credit",
+        """\
+A page in the browser: images and their credit maps, maps of your own pictures, training runs, and the model before
+and after training. It listens on this machine only, unless told otherwise.
+
+  gcpo-t2i demo
+  gcpo-t2i demo --runs_dir runs --port 8000
+  gcpo-t2i demo --host 0.0.0.0 --auth users.txt             # lines of USER:PASSWORD""",
     ),
     "rewards check": Command(
         RewardsCheckConfig,

@@ -10,6 +10,7 @@ from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
 from gcpo_t2i.config.compare import CompareConfig
 from gcpo_t2i.config.convert import ConvertLlamaGenConfig
 from gcpo_t2i.config.credit_eval import CreditEvalConfig
+from gcpo_t2i.config.demo import DemoConfig
 from gcpo_t2i.config.env import EnvConfig
 from gcpo_t2i.config.evaluation import EvaluationConfig
 from gcpo_t2i.config.heatmap import HeatmapConfig
@@ -40,6 +41,7 @@ __all__ = [
     "ConvertLlamaGenConfig",
     "CreditConfig",
     "CreditEvalConfig",
+    "DemoConfig",
     "EnvConfig",
     "EvalConfig",
     "EvaluationConfig",
