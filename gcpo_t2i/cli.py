@@ -55,8 +55,11 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"gcpo-t2i {__version__}")
         return 0
-    words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    longer = [known for known in COMMANDS if known.startswith(f"{argv[0]} ")]
+    words = 2 if longer and len(argv) > 1 and not argv[1].startswith("-") else 1
     name, rest = " ".join(argv[:words]), argv[words:]
+    if name not in COMMANDS and words == 1 and longer:
+        raise UserError(f"'{name}' goes on: {', or '.join(f'gcpo-t2i {known}' for known in longer)}")
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
         raise UserError(f"unknown {kind} '{name}'{did_you_mean(name, (*COMMANDS, '--help', '--version'))}")

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.models import load_policy
+from gcpo_t2i.models import hub, load_policy
 from gcpo_t2i.models.janus import JanusPolicy
 from gcpo_t2i.models.policy import Condition
 from gcpo_t2i.models.sizes import read_sizes
@@ -363,7 +363,8 @@ def test_a_repository_of_the_hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     policy: Any = load_policy("owner/Janus-1.5")
     assert policy.grid == (4, 4)
-    assert asked == [("owner/Janus-1.5", {"allow_patterns": ["*.json", "*.safetensors", "*.jinja"]})]
+    assert asked == [("owner/Janus-1.5", {"allow_patterns": hub.FILES})]
+    assert not any(name.endswith((".bin", ".pt", ".py")) for name in hub.FILES)  # no pickles and no code
 
 
 @pytest.mark.parametrize(
