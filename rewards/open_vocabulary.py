@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -115,6 +116,6 @@ class GroundingDino(TransformersDetector):
         found = []
         for image, boxes, own, names in zip(images, output.pred_boxes, scores, labels, strict=True):
             kept = own > FLOOR
-            corners = center_to_corners_format(boxes[kept]) * torch.tensor((*image.size, *image.size)).to(boxes)
+            corners: Any = center_to_corners_format(boxes[kept]) * torch.tensor((*image.size, *image.size)).to(boxes)
             found.append(self.detections(corners, own[kept], names[kept], image.size))
         return found

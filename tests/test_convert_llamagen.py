@@ -120,8 +120,8 @@ def test_what_the_published_conventions_are_worth(policy: LlamaGenPolicy) -> Non
 
     turned, interleaved = copy.deepcopy(policy), copy.deepcopy(policy)
     turned.trunk.rotary_emb.cos[:120] = 1  # pyright: ignore[reportIndexIssue]
-    query: Any = interleaved.trunk.layers[0].self_attn.q_proj
-    query.weight.data = published("gpt")["layers.0.attention.wqkv.weight"][:64]
+    trunk: Any = interleaved.trunk
+    trunk.layers[0].self_attn.q_proj.weight.data = published("gpt")["layers.0.attention.wqkv.weight"][:64]
     assert error(policy) < 1e-4 and error(turned) > 0.05 and error(interleaved) > 0.05
 
 

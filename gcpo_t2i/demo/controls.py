@@ -148,7 +148,7 @@ def score_table(name: str) -> gr.Dataframe:
 def filled_table(scored: ScoredImages) -> gr.Dataframe:
     """An update of `score_table`: narrow columns of numbers, and the rest for the reason."""
     headers, rows = table(scored)
-    return gr.Dataframe(headers=headers, value=rows, column_widths=["92px"] * (len(headers) - 1) + ["320px"])
+    return gr.Dataframe(headers=headers, value=rows, column_widths=[*["92px"] * (len(headers) - 1), "320px"])
 
 
 def notes_box(notes: Sequence[str]) -> gr.HTML:

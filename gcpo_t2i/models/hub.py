@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gcpo_t2i.errors import UserError
 
-FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pickles and no code
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.model"]  # no pickles, no code, nor the weights again in other formats
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -67,18 +67,18 @@ def hub_folder(name: str, option: str) -> Path:
     except (errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError, errors.HfHubHTTPError) as error:
         raise UserError(
             f"{option}: config.json of {name} is not on this machine and cannot be downloaded; where there is network:"
-            f" {download(name)}, then {option} FOLDER"
+            f" {download(name)}, then {option} {name.rpartition('/')[2]}"
         ) from error
 
 
 def require_file(folder: Path, name: str, option: str, *patterns: str) -> None:
     """UserError that names the first pattern when `folder`, what `hub_folder` made of `name`, has no file of any of them."""
     if not any(file for pattern in patterns for file in folder.glob(pattern)):
-        raise UserError(f"{option}: {folder} has no {patterns[0]}; get it with: {download(name, folder)}")
+        raise UserError(f"{option}: {folder} has no {patterns[0]}; get it with: {download(name)}")
 
 
-def download(name: str, folder: Path | None = None) -> str:
-    """The command that gets model `name`, or what is to be in `folder`."""
-    if folder is not None and Path(name).is_dir():
-        return f"hf download MODEL --local-dir {folder}"
-    return f"hf download {name} --local-dir {name.rpartition('/')[2]}"
+def download(name: str) -> str:
+    """The command that gets model `name`; of a local folder it is not known which model belongs there."""
+    source, target = ("MODEL", name) if Path(name).is_dir() else (name, name.rpartition("/")[2])
+    patterns = " ".join(f"--include '{pattern}'" for pattern in FILES)
+    return f"hf download {source} {patterns} --local-dir {target}"
