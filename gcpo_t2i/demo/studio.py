@@ -28,7 +28,7 @@ from gcpo_t2i.scoring import RewardSet
 MAX_PHRASES = 6
 BOUNDS = {"guidance": (1.0, 8.0), "temperature": (0.1, 2.0), "seed": (0, 2**31 - 1)}
 
-Tell = Callable[[float, str], None]  # share that is done in [0, 1], and what goes on
+Tell = Callable[[float, str], object]  # share that is done in [0, 1], and what goes on
 
 
 def nobody(done: float, what: str) -> None:
