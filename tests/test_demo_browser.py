@@ -165,7 +165,7 @@ def test_contrast_normalizer_opacity_and_kind_redraw_without_the_model(
     changes: list[Callable[[], Any]] = [
         lambda: choose(page, "#generate-contrast", "js"),
         lambda: choose(page, "#generate-normalizer", "softmax"),
-        lambda: page.get_by_label("credit × advantage").first.check(),
+        lambda: page.get_by_label("advantage map").first.check(),
         lambda: (page.locator("#generate-opacity input[type=number]").fill("0.4"), page.keyboard.press("Tab")),
         lambda: page.get_by_label("picture", exact=True).first.check(),
     ]

@@ -91,7 +91,7 @@ def view_boxes(name: str, kind: str | None) -> list[Component]:
     """In the order of the fields of `views.View`. `kind` is what is shown at first; None where there is no choice."""
     with gr.Row():
         shown = gr.Radio(
-            [("credit", CREDIT), ("credit × advantage", ADVANTAGE), ("picture", PICTURE)],
+            [("credit", CREDIT), ("advantage map", ADVANTAGE), ("picture", PICTURE)],
             value=kind,
             label="Show",
             scale=3,
@@ -148,7 +148,7 @@ def score_table(name: str) -> gr.Dataframe:
 def filled_table(scored: ScoredImages) -> gr.Dataframe:
     """An update of `score_table`: narrow columns of numbers, and the rest for the reason."""
     headers, rows = table(scored)
-    widths: list[str | int] = ["92px"] * (len(headers) - 1) + ["320px"]
+    widths: list[str | int] = [*["92px"] * (len(headers) - 1), "320px"]
     return gr.Dataframe(headers=headers, value=rows, column_widths=widths)
 
 
