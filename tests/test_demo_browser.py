@@ -165,7 +165,7 @@ def test_contrast_normalizer_opacity_and_kind_redraw_without_the_model(
     changes: list[Callable[[], Any]] = [
         lambda: choose(page, "#generate-contrast", "js"),
         lambda: choose(page, "#generate-normalizer", "softmax"),
-        lambda: page.get_by_label("credit × advantage").first.check(),
+        lambda: page.get_by_label("advantage map").first.check(),
         lambda: (page.locator("#generate-opacity input[type=number]").fill("0.4"), page.keyboard.press("Tab")),
         lambda: page.get_by_label("picture", exact=True).first.check(),
     ]
@@ -247,7 +247,7 @@ def test_a_picture_of_ones_own_is_explained(visitor: Any, tmp_path: Path) -> Non
     maps = [pixels(page, source) for source in shown[2:]]
     assert (maps[0] != maps[1]).any() and (maps[1] != maps[2]).any()
     assert page.locator("#explain-cells figcaption").all_inner_texts()[3:] == ["credit of “red”", "credit of “square”"]
-    assert "transparent parts were put on white" in page.locator("#explain-notes").inner_text()
+    assert "Transparent parts were put on white" in page.locator("#explain-notes").inner_text()
     choose(page, "#explain-contrast", "abs")
     choose(page, "#explain-normalizer", "mean")
     until(page, lambda: sources(page, "#explain-cells"), lambda found: found[2] != shown[2])

@@ -31,7 +31,7 @@ figcaption { font-size: 13px; line-height: 1.3; margin-bottom: 4px; color: var(-
          pointer-events: none; }
 .scale { display: flex; align-items: center; gap: 6px; font-size: 12px; margin-top: 4px; color: var(--body-text-color); }
 .scale b { flex: 1; height: 10px; border-radius: 3px; }
-small { display: block; font-size: 12px; line-height: 1.3; color: var(--body-text-color-subdued); }
+small { display: block; font-size: 12px; line-height: 1.3; opacity: 0.75; color: var(--body-text-color); }
 output { display: block; min-height: 3em; margin-bottom: 6px; font-size: 14px; color: var(--body-text-color);
          font-variant-numeric: tabular-nums; }
 """

@@ -81,8 +81,8 @@ def order_boxes(name: str, group: int, max_images: int) -> OrderBoxes:
         images = gr.Slider(
             1, max_images, min(group, max_images), step=1, label="Images in the group", elem_id=f"{name}-group"
         )
-        guidance = gr.Slider(*BOUNDS["guidance"], 2.0, step=0.5, label="Guidance", info="1 = none")
-        temperature = gr.Slider(*BOUNDS["temperature"], 1.0, step=0.1, label="Temperature")
+        guidance = gr.Slider(*BOUNDS["guidance"], value=2.0, step=0.5, label="Guidance", info="1 = none")
+        temperature = gr.Slider(*BOUNDS["temperature"], value=1.0, step=0.1, label="Temperature")
         seed = gr.Number(0, label="Seed", precision=0, elem_id=f"{name}-seed")
     return OrderBoxes(text, negative, images, guidance, temperature, seed)
 
@@ -91,7 +91,7 @@ def view_boxes(name: str, kind: str | None) -> list[Component]:
     """In the order of the fields of `views.View`. `kind` is what is shown at first; None where there is no choice."""
     with gr.Row():
         shown = gr.Radio(
-            [("credit", CREDIT), ("credit × advantage", ADVANTAGE), ("picture", PICTURE)],
+            [("credit", CREDIT), ("advantage map", ADVANTAGE), ("picture", PICTURE)],
             value=kind,
             label="Show",
             scale=3,
@@ -148,7 +148,8 @@ def score_table(name: str) -> gr.Dataframe:
 def filled_table(scored: ScoredImages) -> gr.Dataframe:
     """An update of `score_table`: narrow columns of numbers, and the rest for the reason."""
     headers, rows = table(scored)
-    return gr.Dataframe(headers=headers, value=rows, column_widths=[*["92px"] * (len(headers) - 1), "320px"])
+    widths: list[str | int] = [*["92px"] * (len(headers) - 1), "320px"]
+    return gr.Dataframe(headers=headers, value=rows, column_widths=widths)
 
 
 def notes_box(notes: Sequence[str]) -> gr.HTML:
