@@ -36,7 +36,7 @@ class JanusPolicy(TrunkPolicy):
         super().__init__()
         self.model: Any = model  # its submodules are known at run time only
         self.processor: Any = processor
-        side = model.config.vq_config.num_patches
+        side = self.model.config.vq_config.num_patches
         self.grid = (side, side)
         self.bos, self.boi, self.pad = special_tokens(model, processor)
         self.model.model.generation_head.float()
@@ -159,7 +159,8 @@ class JanusPolicy(TrunkPolicy):
         folder.read_index(path, [cls.__name__])
         with folder.no_progress_bars(), folder.reading(path):
             processor = JanusProcessor.from_pretrained(path, local_files_only=True)
-            model, info = JanusForConditionalGeneration.from_pretrained(
+            kind: Any = JanusForConditionalGeneration  # returns a pair where it is asked what it loaded
+            model, info = kind.from_pretrained(
                 path,
                 dtype=dtype or torch.float32,
                 local_files_only=True,
@@ -175,7 +176,8 @@ class JanusPolicy(TrunkPolicy):
 
 def check_sizes(model: JanusForConditionalGeneration) -> None:
     """ValueError when the parts are not of one model."""
-    vq, vision, text = model.config.vq_config, model.config.vision_config, model.config.text_config
+    config: Any = model.config
+    vq, vision, text = config.vq_config, config.vision_config, config.text_config
     if vision.num_image_tokens != vq.num_patches**2:
         raise ValueError(
             f"num_image_tokens {vision.num_image_tokens} is not the number of codes {vq.num_patches} × {vq.num_patches}"
