@@ -33,6 +33,7 @@ from gcpo_t2i.models import hub, load_policy
 from gcpo_t2i.models.janus import JanusPolicy
 from gcpo_t2i.models.policy import Condition
 from gcpo_t2i.models.sizes import read_sizes
+from gcpo_t2i.parsing import load_config
 from tests.tiny_janus import BOI, BOS, PAD, tiny_model, tiny_processor, write_tiny_janus
 
 TEXTS = ["a photo of a red circle", "two", "a red square and two blue circle of a photo"]  # 6, 1 and 10 words
@@ -301,6 +302,16 @@ def test_sizes_are_read_without_the_weights(saved: Path) -> None:
         module.register_forward_hook(lambda *args: seen.append(args[2].numel()))
     policy.decode(random_codes(1))
     assert max(seen) == sizes.image_elements
+
+
+@pytest.mark.parametrize("size", ["1b", "7b"])
+def test_config_files_have_the_published_settings(size: str) -> None:
+    path = Path(__file__).parent.parent / "configs" / f"janus_pro_{size}_geneval.yaml"
+    config, text = load_config(path), path.read_text(encoding="utf-8")
+    assert f"--config configs/{path.name}" in text and f"hf download {config.model}" in text
+    assert (config.steps, config.prompts_per_step, config.group_size, config.guidance) == (1600, 8, 16, 5.0)
+    assert (config.loss.beta, config.loss.kl_reweight, config.loss.advantage_scale) == (0.03, True, "group")
+    assert (config.lora.rank, config.optim.learning_rate) == ((None, 5e-6) if size == "1b" else (64, 5e-5))
 
 
 # ---- folders and the hub
