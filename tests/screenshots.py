@@ -45,7 +45,7 @@ def explain(page: Any) -> None:
 def training(page: Any) -> None:
     open_tab(page, "Training run")
     choose(page, "#training-run", None)
-    page.locator("#training-plot-0 canvas, #training-plot-0 svg.marks").first.wait_for(timeout=PATIENCE)
+    page.locator("#training-plot-0 svg .mark-line path").first.wait_for(timeout=PATIENCE)
 
 
 def compare(page: Any) -> None:

@@ -267,6 +267,12 @@ def test_files_that_are_no_pictures_are_messages(visitor: Any, tmp_path: Path, c
 # --- training run -------------------------------------------------------------
 
 
+def line_of(page: Any, plot: int) -> str | None:
+    """The path of a plot's curve, in pixels."""
+    path = page.locator(f"#training-plot-{plot} svg .mark-line path")
+    return path.first.get_attribute("d") if path.count() else None
+
+
 def test_a_run_that_goes_on_is_followed_until_it_vanishes(
     visitor: Any, studio: Studio, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -277,8 +283,8 @@ def test_a_run_that_goes_on_is_followed_until_it_vanishes(
     open_tab(page, "Training run")
     status = page.locator("#training-status")
     until(page, status.inner_text, lambda text: text.startswith("step 4 of 20"))
-    for plot in (0, 1):
-        page.locator(f"#training-plot-{plot} canvas, #training-plot-{plot} svg.marks").first.wait_for()
+    drawn = [until(page, lambda plot=plot: line_of(page, plot), bool) for plot in (0, 1)]
+    assert drawn[0] != drawn[1]
     first = until(page, lambda: sources(page, "#training-samples"), bool)
     assert (pixels(page, first[0])[0, 0] == (200, 0, 0)).all()
 
@@ -294,7 +300,7 @@ def test_a_run_that_goes_on_is_followed_until_it_vanishes(
     third = until(page, lambda: sources(page, "#training-samples"), lambda found: found and found != second)
     assert (pixels(page, third[0])[0, 0] == (100, 0, 0)).all()
     choose(page, "#training-metric", "reward")
-    until(page, lambda: page.locator("#training-plot-1").inner_text(), lambda text: "entropy" not in text)
+    until(page, lambda: line_of(page, 1), lambda line: line and line == line_of(page, 0))
 
     shutil.rmtree(folder)
     until(page, status.inner_text, lambda text: "not there any more" in text)

@@ -13,8 +13,7 @@ from gcpo_t2i.errors import UserError
 
 WHAT = "Runs below the folder that the demo was started with. One that is still going is followed."
 EVERY = 5.0  # seconds between two looks at the folder
-MAIN = {"reward": "reward, training", "eval/geneval/strict": "strict GenEval, held out"}
-ALSO = "entropy"
+MAIN, ALSO = "reward", "entropy"
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 
 
@@ -29,9 +28,10 @@ def training_tab(studio: Studio) -> tuple[gr.Dropdown, gr.Timer]:
         other = gr.Dropdown([ALSO], value=ALSO, label="Second curve", scale=1, elem_id="training-metric")
     line = gr.Markdown("Choose a run." if names else nothing_there(studio), elem_id="training-status")
     with gr.Row():
+        # No colours and no changing titles: the plot keeps those of the first curve, and draws nothing of a second one.
         plots = [
-            gr.LinePlot(x="step", y="value", color="curve", height=260, min_width=300, elem_id=f"training-plot-{i}")
-            for i in range(2)
+            gr.LinePlot(x="step", y="value", title=title, height=240, min_width=300, elem_id=f"training-plot-{i}")
+            for i, title in enumerate(("Reward", "Second curve"))
         ]
     step = gr.Slider(0, 1, 0, step=1, label="Step", visible=False, elem_id="training-step")
     picture = gr.Image(
@@ -82,19 +82,13 @@ def curves(state: RunState, metric: str) -> list[Any]:
     """The two plots, and the list of what the second may show."""
     names = curve_names(state.rows)
     metric = metric if metric in names else (ALSO if ALSO in names else next(iter(names), ALSO))
-    main = {label: curve(state.rows, name) for name, label in MAIN.items()}
-    return [
-        gr.LinePlot(frame(main), title="Reward"),
-        gr.LinePlot(frame({metric: curve(state.rows, metric)}), title=metric),
-        gr.Dropdown(names or [ALSO], value=metric),
-    ]
+    return [frame(state, MAIN), frame(state, metric), gr.Dropdown(names or [ALSO], value=metric)]
 
 
-def frame(named: dict[str, list[tuple[int, float]]]) -> Any:
+def frame(state: RunState, metric: str) -> Any:
     import pandas
 
-    rows = [(step, value, name) for name, points in named.items() for step, value in points]
-    return pandas.DataFrame(rows, columns=["step", "value", "curve"])
+    return pandas.DataFrame(curve(state.rows, metric), columns=["step", "value"])
 
 
 def nearest(state: RunState, at: float | None) -> int | None:
