@@ -72,7 +72,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _overview() -> str:
-    commands = "\n".join(f"  {name:<14} {command.summary}" for name, command in COMMANDS.items())
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}} {command.summary}" for name, command in COMMANDS.items())
     return f"""\
 usage: gcpo-t2i COMMAND [--config FILE] [--key value ...]
 

@@ -12,6 +12,7 @@ from gcpo_t2i.config import (
     PlanConfig,
     PretrainConfig,
     ProbeConfig,
+    PromptsGenevalConfig,
     RewardsCheckConfig,
     RewardsServeConfig,
     SampleConfig,
@@ -128,6 +129,17 @@ Make images from a prompt, or from a file of prompts: one PNG each, and a grid o
 
   gcpo-t2i sample --prompt "a photo of a red circle"
   gcpo-t2i sample --model runs/grpo/policy --prompts shapesworld:heldout --num_images 2 --out samples/grpo""",
+    ),
+    "prompts geneval": Command(
+        PromptsGenevalConfig,
+        "gcpo_t2i.geneval_prompts:make_prompts",
+        "make training prompts from GenEval's templates, without those of an evaluation",
+        """\
+Make training prompts from the templates that GenEval's evaluation prompts are made from: COCO's classes, ten
+colours, numbers, places. Each comes with the metadata by which the reward geneval judges its images.
+
+  gcpo-t2i prompts geneval --exclude evaluation_metadata.jsonl --out geneval_train.jsonl
+  gcpo-t2i prompts geneval --n 5000 --mix '{"counting": 1, "position": 2}'""",
     ),
     "rewards check": Command(
         RewardsCheckConfig,
