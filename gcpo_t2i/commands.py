@@ -16,6 +16,7 @@ from gcpo_t2i.config import (
     PlanConfig,
     PretrainConfig,
     ProbeConfig,
+    PromptsGenevalConfig,
     RewardsCheckConfig,
     RewardsServeConfig,
     SampleConfig,
@@ -185,6 +186,17 @@ and after training. It listens on this machine only, unless told otherwise.
   gcpo-t2i demo
   gcpo-t2i demo --runs_dir runs --port 8000
   gcpo-t2i demo --host 0.0.0.0 --auth users.txt             # lines of USER:PASSWORD""",
+    ),
+    "prompts geneval": Command(
+        PromptsGenevalConfig,
+        "gcpo_t2i.geneval_prompts:make_prompts",
+        "make training prompts from GenEval's templates, without those of an evaluation",
+        """\
+Make training prompts from the templates that GenEval's evaluation prompts are made from: COCO's classes, ten
+colours, numbers, places. Each comes with the metadata by which the reward geneval judges its images.
+
+  gcpo-t2i prompts geneval --exclude evaluation_metadata.jsonl --out geneval_train.jsonl
+  gcpo-t2i prompts geneval --n 5000 --mix '{"counting": 1, "position": 2}'""",
     ),
     "rewards check": Command(
         RewardsCheckConfig,

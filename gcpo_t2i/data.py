@@ -1,11 +1,12 @@
 """Prompts: where they come from, and in which order training sees them.
 
-Three sources, all through `load_prompts`:
+Four sources, all through `load_prompts`:
 
 - `shapesworld:train` and `shapesworld:heldout`: the built-in prompts with their GenEval metadata;
 - `FILE.txt`: one prompt per line;
 - `FILE.jsonl`: one object per line with `prompt`, optionally `negative`, and whatever columns the rewards use.
-  GenEval's own `evaluation_metadata.jsonl` loads as it is.
+  GenEval's own `evaluation_metadata.jsonl` loads as it is;
+- `hf:NAME[:SPLIT[:COLUMN]]`: a data set of the Hugging Face hub, or a local folder of one.
 
 `PromptSampler` has no state: what step 17 sees follows from the seed and from 17, so resuming needs nothing saved.
 """
@@ -21,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from gcpo_t2i.datasets_prompts import DATASET, read_rows
 from gcpo_t2i.errors import UserError, did_you_mean
 
 BUILT_IN = ("shapesworld:train", "shapesworld:heldout")
@@ -37,23 +39,26 @@ class Prompt:
     columns: Mapping[str, Any] = field(
         default_factory=dict
     )  # for the rewards, by name (GenEval: tag, include, exclude)
+    place: str = field(default="", compare=False, repr=False)  # where it stands: "prompts.jsonl, line 3"
 
 
 def load_prompts(source: str) -> list[Prompt]:
-    """Prompts of a built-in set or of a .txt or .jsonl file, in their order; never empty.
+    """Prompts of a built-in set, of a .txt or .jsonl file, or of a data set (`hf:`), in their order; never empty.
 
     Raises UserError, which names the file and the line: unknown set, missing or empty file, unsupported suffix, text
     that is not UTF-8 (with the byte's offset), a line that is not JSON, is not an object, or has no usable "prompt".
     """
     if source in BUILT_IN:
         return _built_in(source)
+    if source.startswith(DATASET):
+        return [_from_object(row, f"{source}, row {number}") for number, row in enumerate(read_rows(source), start=1)]
     path = Path(source)
     if source.startswith("shapesworld") and not path.exists():
         raise UserError(f"prompts '{source}' are unknown{did_you_mean(source, BUILT_IN)}")
     suffix = path.suffix.lower()
     if suffix not in (".txt", ".jsonl"):
         raise UserError(
-            f"prompts '{source}': expected a .txt or .jsonl file, or one of {', '.join(BUILT_IN)}; "
+            f"prompts '{source}': expected a .txt or .jsonl file, hf:DATASET, or one of {', '.join(BUILT_IN)}; "
             f"the suffix '{path.suffix}' is not supported"
         )
     lines = [(number, line.strip()) for number, line in enumerate(_read_text(path).split("\n"), start=1)]
@@ -202,4 +207,4 @@ def _from_object(value: Mapping[str, Any], where: str) -> Prompt:
     for name in RESERVED_COLUMNS:
         if name in columns:
             raise UserError(f'{where}: rename the column "{name}", rewards use that name for their own input')
-    return Prompt(text, negative, columns)
+    return Prompt(text, negative, columns, where)

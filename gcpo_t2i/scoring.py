@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,10 @@ from gcpo_t2i.data import Prompt, collate_columns
 from gcpo_t2i.errors import UserError
 
 Scores = dict[str, list[float | None]]
+
+
+class RewardFailed(UserError):
+    """A reward that could not score images, though it was loaded."""
 
 
 def rewards_package() -> ModuleType:
@@ -34,6 +39,13 @@ def segment(images: Sequence[Image.Image]) -> list[list[tuple[Any, Any]]]:
     rewards_package()
     detectors = importlib.import_module("rewards.detectors")
     return [_mended(detectors.segment, image) for image in images]
+
+
+def geneval_words() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """GenEval's class names and colours, in its order."""
+    rewards_package()
+    coco = importlib.import_module("rewards.coco")
+    return coco.CLASSES, coco.COLORS
 
 
 @dataclass(frozen=True)
@@ -69,22 +81,31 @@ class RewardSet:
         that raises, or returns NaN, a value out of its range, or the wrong number of scores."""
         texts, columns = [prompt.text for prompt in prompts], collate_columns(prompts)
         package = rewards_package()
-        return {name: _mended(package.score, reward, images, texts, columns) for name, reward in self.rewards.items()}
+        with _failing():
+            return {name: package.score(reward, images, texts, columns) for name, reward in self.rewards.items()}
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> tuple[Scores, list[Any]]:
         """`score`, and GenEval's verdict on each image (`rewards.geneval.Verdict`) from the same detection pass; None
         where it does not apply or is not among the rewards."""
         texts, columns = [prompt.text for prompt in prompts], collate_columns(prompts)
         package = rewards_package()
-        judged = {name: _mended(package.judge, reward, images, texts, columns) for name, reward in self.rewards.items()}
+        with _failing():
+            judged = {name: package.judge(reward, images, texts, columns) for name, reward in self.rewards.items()}
         verdicts = [next(filter(None, own), None) for own in zip(*(v for _, v in judged.values()), strict=True)]
         return {name: scores for name, (scores, _) in judged.items()}, verdicts
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """UserError for prompts that a reward refuses: what can be known before there are images."""
+        """UserError, with the place of the prompt, for prompts that a reward refuses: what can be known before there are
+        images."""
         texts, columns = [prompt.text for prompt in prompts], collate_columns(prompts)
-        for reward in self.rewards.values():
-            _mended(rewards_package().check_prompts, reward, texts, columns)
+        package = rewards_package()
+        for label, reward in self.rewards.items():
+            _check_specified(label, getattr(reward.fn, "spec_columns", ()), prompts)
+            try:
+                package.check_prompts(reward, texts, columns)
+            except package.RewardError as error:
+                place = "" if error.sample is None else prompts[error.sample].place
+                raise UserError(f"{place}: {error}" if place else str(error)) from error
 
     def versions(self, configs: Sequence[RewardConfig]) -> dict[str, dict[str, Any]]:
         """Label → name, settings and version of a reward made from `configs`, and of its detector if it has one."""
@@ -107,11 +128,30 @@ class RewardSet:
         return _mended(rewards_package().weighted_sum, scores, self.weights)
 
 
+@contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except rewards_package().RewardError as error:
+        raise RewardFailed(str(error)) from error
+
+
 def _mended(call: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return call(*args, **kwargs)
     except rewards_package().RewardError as error:
         raise UserError(str(error)) from error
+
+
+def _check_specified(label: str, columns: Sequence[str], prompts: Sequence[Prompt]) -> None:
+    """UserError for the first prompt that has none of these columns, if others have: was it forgotten?"""
+    lacking = [prompt for prompt in prompts if not any(column in prompt.columns for column in columns)]
+    if columns and lacking and len(lacking) < len(prompts):
+        first, name = lacking[0], columns[0]
+        raise UserError(
+            f"{first.place or 'prompts'}: the prompt '{first.text[:80]}' has no \"{name}\", by which reward '{label}' judges "
+            f'the others ({len(lacking)} of {len(prompts)} have none); add it, or "{name}": null if it shall not be judged'
+        )
 
 
 def short_name(config: RewardConfig) -> str:

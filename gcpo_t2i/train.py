@@ -26,7 +26,7 @@ from gcpo_t2i.report import Report
 from gcpo_t2i.resume import settings_as_json
 from gcpo_t2i.rollout import Batch, Sampling, collect, replay, sample_batch
 from gcpo_t2i.run import Run, load_to_train, make_accelerator, open_run, peak_memory_mb, starting_model
-from gcpo_t2i.scoring import RewardSet, scored_name
+from gcpo_t2i.scoring import RewardFailed, RewardSet, scored_name
 from gcpo_t2i.stopping import Stopping
 from gcpo_t2i.update import Metrics, Updater
 from gcpo_t2i.yaml_files import save_config
@@ -56,6 +56,11 @@ def train(config: TrainConfig) -> Path:
             except Stopped as stopped:
                 trainer.save(run)
                 raise Stopped(stopped.signal, f"stopped after step {trainer.state.step}; {go_on(run)}") from stopped
+            except RewardFailed as failed:  # a server that died, for instance: what was learned is kept
+                if trainer.state.step == 0 or trainer.accelerator.num_processes > 1:
+                    raise
+                trainer.save(run)
+                raise UserError(f"{failed}; stopped after step {trainer.state.step}; {go_on(run)}") from failed
             except OSError as error:
                 if not cannot_write(error):
                     raise
@@ -105,6 +110,8 @@ class Trainer:
         device, process = self.accelerator.device, self.accelerator.process_index
         self.rewards = RewardSet.load(config.rewards, str(device))
         self.eval_rewards = RewardSet.load(config.eval.rewards, str(device), label=scored_name)
+        self.rewards.check(prompts)
+        self.eval_rewards.check(self.held_out)
         self.watch = Watch(watched_rewards(config, self.eval_rewards, str(device)), config.monitor.images)
         self.policy, self.adapters = load_to_train(config, device)
         self.required = needs(self.algorithm, self.credit_settings, config.loss.beta)
@@ -128,7 +135,13 @@ class Trainer:
         """Sample, score, share out credit, update: advances the state by one step; what it measured and trained on, and
         the advantage maps (B, H, W), credit × advantage of every code."""
         config, state, step, started = self.config, self.state, self.state.step, time.perf_counter()
-        batch, drawn_rewards = collect(self._sample, self._fresh_prompts(), self.algorithm.keep, MAX_ROUNDS)
+        before = state.random(), state.prompts_drawn
+        try:
+            batch, drawn_rewards = collect(self._sample, self._fresh_prompts(), self.algorithm.keep, MAX_ROUNDS)
+        except RewardFailed:  # back to where the step began, so that it can be made again
+            state.set_random(before[0])
+            state.prompts_drawn = before[1]
+            raise
         if step == 0:
             check_applicable(batch)
         advantage = over_processes(self.algorithm.advantage, batch.rewards, self.accelerator)  # (P, G)

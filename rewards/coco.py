@@ -1,4 +1,4 @@
-"""COCO's 80 classes by the names that GenEval gives them (`object_names.txt` of github.com/djghosh13/geneval)."""
+"""The words of GenEval (github.com/djghosh13/geneval): COCO's 80 classes by the names that it gives them, and its colours."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ CLASSES = (
     *("computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock"),
     *("vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
 )
+
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 
 # COCO's and Pascal VOC's own names, as checkpoints have them, where GenEval's differ
 ALIASES = {

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from rewards.boxes import Detection, Limits, filter_detections, ranked_by_class
 from rewards.clip import default_device, encoder
+from rewards.coco import COLORS
 from rewards.rules import Metadata
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 BACKGROUND = "#999"
 LOGIT_SCALE = 100.0
 

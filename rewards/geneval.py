@@ -172,6 +172,7 @@ class GenEval:
     """
 
     range: ClassVar = (0.0, 1.0)
+    spec_columns: ClassVar = ("include", "exclude")  # a prompt with neither is not judged
 
     def __init__(
         self,

@@ -115,7 +115,7 @@ def test_train_and_heldout_share_no_prompt():
         (
             "c.csv",
             "x",
-            "prompts '{path}': expected a .txt or .jsonl file, or one of shapesworld:train, shapesworld:heldout; "
+            "prompts '{path}': expected a .txt or .jsonl file, hf:DATASET, or one of shapesworld:train, shapesworld:heldout; "
             "the suffix '.csv' is not supported",
         ),
     ],

@@ -13,8 +13,8 @@ from transformers import AutoModelForUniversalSegmentation, AutoModelForZeroShot
 
 from rewards import RewardError, load_reward
 from rewards.boxes import OFFICIAL, Detection, Limits
-from rewards.coco import CLASSES, geneval_names
-from rewards.colors import COLORS, ColorClassifier, asked_for, crop, templates
+from rewards.coco import CLASSES, COLORS, geneval_names
+from rewards.colors import ColorClassifier, asked_for, crop, templates
 from rewards.detection import FLOOR
 from rewards.geneval import GenEval
 from rewards.mask2former import Mask2Former

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from gcpo_t2i import scoring
 from gcpo_t2i.config import RewardConfig
-from gcpo_t2i.data import Prompt
+from gcpo_t2i.data import Prompt, load_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.scoring import RewardSet, scored_name
 
@@ -48,3 +49,49 @@ def test_a_package_that_shadows_ours_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(scoring.importlib, "import_module", lambda name: stranger)
     with pytest.raises(UserError, match=r"/somewhere/site-packages/rewards/__init__\.py"):
         scoring.rewards_package()
+
+
+def write_prompts(folder: Path, *specs: dict) -> str:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"prompt {i}"} | spec) + "\n" for i, spec in enumerate(specs)))
+    return str(path)
+
+
+ONE = {"tag": "single_object", "include": [{"class": "star", "count": 1}]}
+
+
+def test_a_prompt_without_specification_among_others_is_named_with_its_line(tmp_path: Path) -> None:
+    rewards = RewardSet.load([RewardConfig("geneval"), RewardConfig("clip")], "cpu")
+    path = write_prompts(tmp_path, ONE, {}, ONE, {"tag": "colors"})
+    with pytest.raises(
+        UserError,
+        match=rf"^{path}, line 2: the prompt 'prompt 1' has no \"include\", by which reward 'geneval' judges the others "
+        r"\(2 of 4 have none\); add it, or \"include\": null if it shall not be judged$",
+    ):
+        rewards.check(load_prompts(path))
+    rewards.check(load_prompts(write_prompts(tmp_path, ONE, {"include": None}, {"exclude": []})))  # they say so
+    rewards.check(load_prompts(write_prompts(tmp_path, {}, {})))  # no prompt is for GenEval: a matter of other rewards
+    rewards.check([])
+    RewardSet.load([RewardConfig("clip")], "cpu").check(load_prompts(path))
+
+
+def test_a_specification_that_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
+    rewards = RewardSet.load([RewardConfig("geneval")])
+    for clause, message in (
+        ({"class": "dog", "count": 1}, "the detector knows no class 'dog'"),
+        ({"class": "star"}, "has no 'count'"),
+    ):
+        path = write_prompts(tmp_path, ONE, ONE, {"include": [clause]})
+        with pytest.raises(UserError, match=rf"^{path}, line 3: reward 'geneval': .*{message}"):
+            rewards.check(load_prompts(path))
+
+
+def test_classes_with_a_device_get_the_runs_unless_they_are_told_another(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "class Own:\n    def __init__(self, device=None):\n        self.device = device\n\n"
+        "    def __call__(self, images, prompts):\n        return [0.0] * len(images)\n"
+    )
+    configs = [RewardConfig(f"{file}:Own"), RewardConfig(f"{file}:Own", kwargs={"device": "meta"})]
+    made = [RewardSet.load([config], "cpu").rewards["Own"].fn.device for config in configs]
+    assert made == ["cpu", "meta"]

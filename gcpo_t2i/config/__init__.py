@@ -17,6 +17,7 @@ from gcpo_t2i.config.heatmap import HeatmapConfig
 from gcpo_t2i.config.plan import PlanConfig
 from gcpo_t2i.config.pretrain import PretrainConfig
 from gcpo_t2i.config.probe import ProbeConfig
+from gcpo_t2i.config.prompts_geneval import PromptsGenevalConfig
 from gcpo_t2i.config.rewards_check import RewardsCheckConfig
 from gcpo_t2i.config.rewards_serve import RewardsServeConfig
 from gcpo_t2i.config.sample import SampleConfig
@@ -54,6 +55,7 @@ __all__ = [
     "PlanConfig",
     "PretrainConfig",
     "ProbeConfig",
+    "PromptsGenevalConfig",
     "RewardConfig",
     "RewardsCheckConfig",
     "RewardsServeConfig",

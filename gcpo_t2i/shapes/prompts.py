@@ -43,16 +43,16 @@ def article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _single(shape: str) -> Metadata:
+def single_spec(shape: str) -> Metadata:
     return {"tag": "single_object", "include": [{"class": shape, "count": 1}], "prompt": f"a photo of {article(shape)}"}
 
 
-def _colors(shape: str, color: str) -> Metadata:
+def colors_spec(shape: str, color: str) -> Metadata:
     include = [{"class": shape, "count": 1, "color": color}]
     return {"tag": "colors", "include": include, "prompt": f"a photo of {article(f'{color} {shape}')}"}
 
 
-def _counting(shape: str, number: int) -> Metadata:
+def counting_spec(shape: str, number: int) -> Metadata:
     return {
         "tag": "counting",
         "include": [{"class": shape, "count": number}],
@@ -61,18 +61,18 @@ def _counting(shape: str, number: int) -> Metadata:
     }
 
 
-def _two_object(first: str, second: str) -> Metadata:
+def two_object_spec(first: str, second: str) -> Metadata:
     include = [{"class": first, "count": 1}, {"class": second, "count": 1}]
     return {"tag": "two_object", "include": include, "prompt": f"a photo of {article(first)} and {article(second)}"}
 
 
-def _position(subject: str, relation: str, anchor: str) -> Metadata:
+def position_spec(subject: str, relation: str, anchor: str) -> Metadata:
     include = [{"class": anchor, "count": 1}, {"class": subject, "count": 1, "position": [relation, 0]}]
     prompt = f"a photo of {article(subject)} {relation} {article(anchor)}"
     return {"tag": "position", "include": include, "prompt": prompt}
 
 
-def _color_attr(first: str, first_color: str, second: str, second_color: str) -> Metadata:
+def color_attr_spec(first: str, first_color: str, second: str, second_color: str) -> Metadata:
     return {
         "tag": "color_attr",
         "include": [
@@ -112,9 +112,9 @@ def reordered(metadata: Metadata) -> Metadata | None:
     first, *others = metadata["include"]
     match metadata["tag"]:
         case "position":
-            return _position(first["class"], others[0]["position"][0], others[0]["class"])
+            return position_spec(first["class"], others[0]["position"][0], others[0]["class"])
         case "color_attr":
-            return _color_attr(first["class"], others[0]["color"], others[0]["class"], first["color"])
+            return color_attr_spec(first["class"], others[0]["color"], others[0]["class"], first["color"])
         case _:
             return None
 
@@ -124,12 +124,12 @@ def all_specs() -> tuple[Metadata, ...]:
     """Every ShapesWorld prompt with its GenEval metadata: 8 + 56 + 24 + 64 + 224 + 3136 of them."""
     pairs, colors = list(permutations(SHAPES, 2)), list(PALETTE)
     return (
-        *(_single(shape) for shape in SHAPES),
-        *(_two_object(a, b) for a, b in pairs),
-        *(_counting(shape, number) for shape in SHAPES for number in NUMBERS),
-        *(_colors(shape, color) for shape in SHAPES for color in colors),
-        *(_position(a, relation, b) for a, b in pairs for relation in RELATIONS),
-        *(_color_attr(a, c, b, d) for a, b in pairs for c, d in permutations(colors, 2)),
+        *(single_spec(shape) for shape in SHAPES),
+        *(two_object_spec(a, b) for a, b in pairs),
+        *(counting_spec(shape, number) for shape in SHAPES for number in NUMBERS),
+        *(colors_spec(shape, color) for shape in SHAPES for color in colors),
+        *(position_spec(a, relation, b) for a, b in pairs for relation in RELATIONS),
+        *(color_attr_spec(a, c, b, d) for a, b in pairs for c, d in permutations(colors, 2)),
     )
 
 
