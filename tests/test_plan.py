@@ -66,7 +66,7 @@ def test_counts_of_the_default_run_by_hand() -> None:
     assert (counts.images, counts.tokens, counts.rows) == (64, 64 * 144, 128)
     assert (counts.micro_batches, counts.last_micro_batch) == (4, 16)
     assert counts.forward_passes == 144 + 4 + 4
-    assert (counts.evaluations, counts.eval_images, counts.eval_batches) == (2, 240, 4)
+    assert (counts.evaluations, counts.eval_images, counts.eval_batches) == (2, 480, 8)
     assert counts.checkpoints == 7  # after 20, 40, 60, 80, 100, 120 and 130 steps
 
 
@@ -267,7 +267,7 @@ def of(config: PlanConfig, device: torch.device, **measured: int) -> Memory:
 
 def test_memory_of_the_default_run_by_hand() -> None:
     parts = of(PlanConfig(), CPU, libraries=7, rewards=5)
-    n, t = 4_548_995, 2_908_608
+    n, t = 4_549_059, 2_908_608
     assert (parts.weights, parts.reference, parts.gradients, parts.optimizer) == (4 * n, 4 * n, 4 * t, 8 * t)
     tensor = 128 * 6 * 160 * 32 * 4  # rows, heads, 16 + 143 positions in blocks of 32, channels
     assert parts.cache == (12 + 1) * tensor + 128 * 160 * 4  # keys and values of 6 layers, one of them being copied
