@@ -50,7 +50,7 @@ def _parts(source: str) -> tuple[str, str, str]:
 
 def _loaded(source: str, name: str, split: str) -> Any:
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise UserError(
             f"prompts '{source}' need a package that is missing: pip install 'gcpo-t2i[datasets]'"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -109,12 +110,12 @@ class GroundingDino(TransformersDetector):
 
     def detect(self, images: list[Image.Image]) -> list[list[Detection]]:
         texts = [self.caption] * len(images)
-        output = self.model(**self.processor(images=images, text=texts, return_tensors="pt").to(self.device))
+        output: Any = self.model(**self.processor(images=images, text=texts, return_tensors="pt").to(self.device))
         probability = output.logits.sigmoid()[..., : self.tokens.shape[1]] @ self.tokens.T  # (B, Q, C)
         scores, labels = probability.max(dim=-1)
         found = []
         for image, boxes, own, names in zip(images, output.pred_boxes, scores, labels, strict=True):
             kept = own > FLOOR
-            corners = center_to_corners_format(boxes[kept]) * torch.tensor((*image.size, *image.size)).to(boxes)
+            corners: Any = center_to_corners_format(boxes[kept]) * torch.tensor((*image.size, *image.size)).to(boxes)
             found.append(self.detections(corners, own[kept], names[kept], image.size))
         return found

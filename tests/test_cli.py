@@ -217,8 +217,8 @@ def test_resume_takes_the_settings_of_the_run(run, tmp_path):
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
         ("--verson", "unknown option '--verson'; did you mean '--version'?"),
-        ("rewards", "unknown command 'rewards'; did you mean 'rewards check'?"),
-        ("rewards chek", "unknown command 'rewards'; did you mean 'rewards check'?"),
+        ("rewards", "unknown command 'rewards'; did you mean 'rewards serve'?"),
+        ("rewards chek", "unknown command 'rewards'; did you mean 'rewards serve'?"),
         ("train --grup_size 4", "unknown option '--grup_size'; did you mean '--group_size'?"),
         ("train --grup_size=4", "unknown option '--grup_size'; did you mean '--group_size'?"),
         ("train --step 4", "unknown option '--step'; did you mean '--steps'?"),
