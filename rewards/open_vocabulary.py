@@ -110,7 +110,7 @@ class GroundingDino(TransformersDetector):
 
     def detect(self, images: list[Image.Image]) -> list[list[Detection]]:
         texts = [self.caption] * len(images)
-        output = self.model(**self.processor(images=images, text=texts, return_tensors="pt").to(self.device))
+        output: Any = self.model(**self.processor(images=images, text=texts, return_tensors="pt").to(self.device))
         probability = output.logits.sigmoid()[..., : self.tokens.shape[1]] @ self.tokens.T  # (B, Q, C)
         scores, labels = probability.max(dim=-1)
         found = []

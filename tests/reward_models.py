@@ -95,7 +95,7 @@ def save_mask2former(folder: Path, size: dict[str, int], labels: dict[int, str])
         depths=[1, 1, 1, 1],
         num_heads=[1, 1, 2, 2],
         window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
+        out_features=["stage1", "stage2", "stage3", "stage4"],  # type: ignore[call-arg]
     )
     config = Mask2FormerConfig(
         backbone_config=backbone,
@@ -156,7 +156,7 @@ def save_grounding_dino(folder: Path) -> str:
         depths=[1, 1, 1, 1],
         num_heads=[1, 1, 2, 2],
         window_size=4,
-        out_features=["stage2", "stage3", "stage4"],
+        out_features=["stage2", "stage3", "stage4"],  # type: ignore[call-arg]
     )
     config = GroundingDinoConfig(
         backbone_config=swin,
