@@ -26,7 +26,8 @@ def demo(config: DemoConfig) -> None:
         serve(build(studio), studio)
     except OSError as error:
         raise UserError(
-            f"the demo cannot listen on {config.host}:{config.port or '7860 …'} ({error}); name another --port or --host"
+            f"the demo cannot listen on {config.host}:{config.port or '7860 to 7959'}: the port is taken, or the address is not "
+            "one of this machine; name another --port or --host"
         ) from error
 
 
