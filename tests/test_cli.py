@@ -75,9 +75,9 @@ def test_help_loads_nothing_heavy():
     code = """if True:
         import sys
         from gcpo_t2i.cli import main
-        for arguments in (["--help"], ["train", "--help"], ["train", "--grup_size", "3"], ["pretrain", "--help"]):
+        for arguments in (["--help"], ["train", "--help"], ["train", "--grup_size", "3"], ["heatmap", "--help"]):
             main(arguments)
-        heavy = {"torch", "numpy", "transformers", "diffusers", "gradio", "PIL", "rich", "rewards", "open_clip"}
+        heavy = {"torch", "numpy", "transformers", "diffusers", "gradio", "PIL", "rich", "rewards", "open_clip", "matplotlib"}
         print("LOADED", sorted(heavy & set(sys.modules)))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
