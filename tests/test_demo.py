@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import struct
 import threading
 import zlib
@@ -26,7 +27,7 @@ from gcpo_t2i.config import DemoConfig, RewardConfig, validate
 from gcpo_t2i.data import described
 from gcpo_t2i.demo import explain, runs, training
 from gcpo_t2i.demo.cellmap import Panel, render
-from gcpo_t2i.demo.command import is_local
+from gcpo_t2i.demo.command import demo, is_local
 from gcpo_t2i.demo.controls import friendly, notes_box
 from gcpo_t2i.demo.generate import arrays
 from gcpo_t2i.demo.page import build, choices, serve
@@ -107,6 +108,12 @@ def test_settings_that_cannot_be(config: DemoConfig) -> None:
 def test_hosts_of_this_machine() -> None:
     assert all(map(is_local, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
     assert not any(map(is_local, ("0.0.0.0", "::", "192.168.0.2", "example.org")))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "203.0.113.9", "no such host"])
+def test_addresses_that_cannot_be_listened_on_are_a_line_before_a_model_is_loaded(host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=f"cannot listen on {host}:"):
+        demo(DemoConfig(host=host, port=taken.getsockname()[1], model="/no/such/model"))
 
 
 # --- orders -------------------------------------------------------------------
