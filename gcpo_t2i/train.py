@@ -20,7 +20,7 @@ from gcpo_t2i.config import OptimConfig, TrainConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, repeated
 from gcpo_t2i.errors import Stopped, UserError
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
-from gcpo_t2i.files import cannot_write, whole_folder
+from gcpo_t2i.files import cannot_write
 from gcpo_t2i.monitor import Watch, watched_rewards
 from gcpo_t2i.report import Report
 from gcpo_t2i.resume import settings_as_json
@@ -201,12 +201,10 @@ class Trainer:
 
     def merge(self, run: Run) -> None:
         """Saves the adapters, if there are any, and adds them to the weights of the policy."""
-        if self.adapters is None:
-            return
-        if self.accelerator.is_main_process:
-            with whole_folder(run.folder / "adapter") as folder:
-                self.adapters.save(folder)
-        self.adapters.merge()
+        if self.adapters and self.accelerator.is_main_process:
+            self.adapters.save(run.folder / "adapter")
+        if self.adapters:
+            self.adapters.merge()
 
     def _fresh_prompts(self) -> Iterator[list[Prompt]]:
         """This process's share of the next prompts, for as long as they are asked for."""

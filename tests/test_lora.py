@@ -119,6 +119,16 @@ def test_the_same_seed_gives_the_same_adapters() -> None:
     assert not torch.equal(one[0], start(4)[0])
 
 
+def test_adapters_beside_bfloat16_weights_are_float32(janus: Path) -> None:
+    policy: Any = load_policy(janus, dtype=torch.bfloat16)
+    Adapters.add(policy, LoraConfig(rank=2), "base", seed=0)
+    assert {p.dtype for p in lora.trainable(policy)} == {torch.float32}
+    assert policy.trunk.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = policy.logp(policy.condition(TEXTS), codes())
+    assert scores.logp.dtype == torch.float32 and scores.logp.requires_grad
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
@@ -159,14 +169,15 @@ def test_merging_keeps_what_was_learned(policy: Any, tmp_path: Path) -> None:
 
 def test_saved_adapters_are_read_by_peft(janus: Path, tmp_path: Path) -> None:
     policy: Any = load_policy(janus)
-    moved(policy).save(tmp_path)
+    folder = tmp_path / "adapter"
+    moved(policy).save(folder)
     learned = logp(policy)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
-    assert len(load_file(tmp_path / "adapter_model.safetensors")) == 28
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+    assert len(load_file(folder / "adapter_model.safetensors")) == 28
     again: Any = load_policy(janus)
-    peft.PeftModel.from_pretrained(again.model, tmp_path)
+    peft.PeftModel.from_pretrained(again.model, folder)
     torch.testing.assert_close(logp(again), learned, atol=1e-5, rtol=0)
-    assert "JanusForConditionalGeneration of transformers" in (tmp_path / "README.md").read_text()
+    assert "JanusForConditionalGeneration of transformers" in (folder / "README.md").read_text()
 
 
 # ---- steps

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from gcpo_t2i.config import LoraConfig
 from gcpo_t2i.errors import UserError, did_you_mean
+from gcpo_t2i.files import whole_folder
 from gcpo_t2i.models.policy import Policy, Scores
 
 
@@ -52,16 +53,15 @@ class Adapters:
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in handle.named_parameters():
             if ".lora_A." in name:  # peft's own start, from a generator instead of the global random numbers
-                start = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=math.sqrt(5), generator=generator)
-                parameter.data.copy_(start)
+                drawn = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=math.sqrt(5), generator=generator)
+                parameter.data.copy_(drawn)
         return cls(handle)
 
-    def save(self, folder: Path) -> None:
-        """Writes adapter_config.json and adapter_model.safetensors, as peft does and reads."""
-        self.handle.save_pretrained(
-            folder, save_embedding_layers=False
-        )  # "auto" asks the hub whether there are new words
-        (folder / "README.md").write_text(self._card(), encoding="utf-8")  # peft's own card is a form to fill in
+    def save(self, path: Path) -> None:
+        """Writes adapter_config.json and adapter_model.safetensors, as peft does and reads, in place of what is there."""
+        with whole_folder(path) as folder:
+            self.handle.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub for new words
+            (folder / "README.md").write_text(self._card(), encoding="utf-8")  # peft's own card is a form to fill in
 
     def merge(self) -> None:
         """Adds the adapters to the weights; the policy is then as if these had been trained, without peft's layers."""
