@@ -50,7 +50,8 @@ def _parts(source: str) -> tuple[str, str, str]:
 
 def _loaded(source: str, name: str, split: str) -> Any:
     try:
-        import datasets  # pyright: ignore[reportMissingImports]  # an extra
+        import datasets  # an extra
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise UserError(
             f"prompts '{source}' need a package that is missing: pip install 'gcpo-t2i[datasets]'"
@@ -65,7 +66,7 @@ def _loaded(source: str, name: str, split: str) -> Any:
                 raise UserError(f"prompts '{source}': no split '{split}'{did_you_mean(split, map(str, saved))}")
             return saved[split]
         return datasets.load_dataset(str(folder) if folder.is_dir() else name, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split())[:300]
