@@ -50,7 +50,7 @@ def _parts(source: str) -> tuple[str, str, str]:
 
 def _loaded(source: str, name: str, split: str) -> Any:
     try:
-        import datasets
+        import datasets  # an extra
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise UserError(

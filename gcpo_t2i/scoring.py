@@ -121,6 +121,8 @@ class RewardSet:
                     "name": getattr(detector, "__name__", type(detector).__name__),
                     "version": _mended(version_of, detector),
                 }
+                if isinstance(model := getattr(detector, "name", None), str):
+                    described[label]["detector"]["model"] = model
         return described
 
     def total(self, scores: Scores) -> list[float]:

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForUniversalSegmentation, AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from rewards import RewardError, load_reward
+from gcpo_t2i.config import RewardConfig
+from gcpo_t2i.scoring import RewardSet
+from rewards import Reward, RewardError, load_reward
 from rewards.boxes import OFFICIAL, Detection, Limits
 from rewards.coco import CLASSES, COLORS, geneval_names
 from rewards.colors import ColorClassifier, asked_for, crop, templates
@@ -41,6 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+SHIPPED = {"model": "shapesworld", "pretrained": None}  # a CLIP that is there
 DETECTORS = {"mask2former": Mask2Former, "owlv2": Owlv2, "grounding_dino": GroundingDino}
 
 
@@ -87,6 +90,12 @@ def test_by_name_as_geneval_finds_them(folders: dict[str, str], name: str, tmp_p
         clause = {"class": "cat", "count": 1} | {key: word}
         with pytest.raises(RewardError, match=f"the detector knows no {key} '{word}'"):
             reward.fn(pictures(1), [""], include=[[clause]])
+
+
+def test_the_recipe_of_an_evaluation_names_the_detectors_model(folders: dict[str, str]) -> None:
+    reward = Reward("geneval", GenEval(Owlv2(folders["owlv2"], device="cpu"), color_kwargs=SHIPPED, self_test=False))
+    said = RewardSet({"geneval": reward}, {"geneval": 1.0}).versions([RewardConfig("geneval")])
+    assert (said["geneval"]["detector"]["name"], said["geneval"]["detector"]["model"]) == ("Owlv2", folders["owlv2"])
 
 
 def test_a_checkpoint_of_another_kind_is_refused(folders: dict[str, str]) -> None:
