@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.data import Prompt
-from gcpo_t2i.models.policy import Condition, Policy, Rollout
+from gcpo_t2i.models.policy import Condition, Generators, Policy, Rollout
 from gcpo_t2i.scoring import RewardSet, Scores
 
 
@@ -113,6 +113,28 @@ def conditions(policy: Policy, prompts: Sequence[Prompt], with_null: bool = True
     return cond, null
 
 
+def draw(
+    policy: Policy,
+    cond: Condition,
+    null: Condition | None,
+    sampling: Sampling,
+    generator: Generators,
+    stats: Collection[str] = (),
+) -> Rollout:
+    """G images of each of the P rows, drawn as `sampling` says. See `Policy.sample`."""
+    return policy.sample(
+        cond,
+        null,
+        group=sampling.group,
+        guidance=sampling.guidance,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        generator=generator,
+        stats=stats,
+    )
+
+
 @torch.no_grad()
 def sample_batch(
     policy: Policy,
@@ -129,17 +151,7 @@ def sample_batch(
     """
     start = time.perf_counter()
     cond, null = conditions(policy, prompts, with_null=need_null or sampling.guidance != 1.0)
-    rollout = policy.sample(
-        cond,
-        null,
-        group=sampling.group,
-        guidance=sampling.guidance,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        generator=generator,
-        stats=stats,
-    )
+    rollout = draw(policy, cond, null, sampling, generator, stats)
     images = policy.decode(rollout.tokens)
     sampled = time.perf_counter()
     scores = rewards.score(images, [prompt for prompt in prompts for _ in range(sampling.group)])

@@ -12,7 +12,7 @@ from gcpo_t2i.config import SampleConfig
 from gcpo_t2i.data import Prompt, load_prompts
 from gcpo_t2i.folders import check_output_dir
 from gcpo_t2i.images import sample_grid
-from gcpo_t2i.rollout import conditions
+from gcpo_t2i.rollout import Sampling, conditions, draw
 from gcpo_t2i.run import autocast, load_model, resolve_device
 
 
@@ -32,6 +32,7 @@ def sample(config: SampleConfig) -> Path:
     policy = load_model(config.model, device)
     generator = torch.Generator(device).manual_seed(config.seed)
     lower = autocast(config.dtype, device)
+    sampling = Sampling(config.num_images, config.guidance, config.temperature, config.top_k, config.top_p)
     per_call = max(1, config.batch_size // config.num_images)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -39,16 +40,7 @@ def sample(config: SampleConfig) -> Path:
         part = prompts[start : start + per_call]
         with lower:
             cond, null = conditions(policy, part, with_null=config.guidance != 1.0)
-            rollout = policy.sample(
-                cond,
-                null,
-                group=config.num_images,
-                guidance=config.guidance,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-                generator=generator,
-            )
+            rollout = draw(policy, cond, null, sampling, generator)
         images = policy.decode(rollout.tokens)
         for p, prompt in enumerate(part):
             own = images[p * config.num_images : (p + 1) * config.num_images]

@@ -12,7 +12,7 @@ from rich.progress import track
 from gcpo_t2i.config import EvaluationConfig
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.evals.layout import image_path, write_image
-from gcpo_t2i.rollout import conditions
+from gcpo_t2i.rollout import Sampling, conditions, draw
 from gcpo_t2i.run import autocast, load_model
 
 
@@ -43,20 +43,13 @@ def generate(config: EvaluationConfig, prompts: Sequence[Prompt], root: Path, de
     if not left:
         return
     policy = load_model(config.model, device)
+    sampling = Sampling(1, config.guidance, config.temperature, config.top_k, config.top_p)
     for batch in track(left, description="sample"):
         with autocast(config.dtype, device):
             own = [prompts[prompt] for prompt, _ in batch]
             cond, null = conditions(policy, own, with_null=config.guidance != 1.0)
-            rollout = policy.sample(
-                cond,
-                null,
-                group=1,
-                guidance=config.guidance,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-                generator=[torch.Generator().manual_seed(image_seed(config.seed, *place)) for place in batch],
-            )
+            generators = [torch.Generator().manual_seed(image_seed(config.seed, *place)) for place in batch]
+            rollout = draw(policy, cond, null, sampling, generators)
         for place, image in zip(batch, policy.decode(rollout.tokens), strict=True):
             if missing(place):
                 write_image(root, prompts[place[0]], *place, image)

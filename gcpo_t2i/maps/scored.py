@@ -25,7 +25,7 @@ from gcpo_t2i.algo.credit import NORMALIZERS, CreditSettings, evidence
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models.policy import Policy, Rollout
-from gcpo_t2i.rollout import Sampling, conditions
+from gcpo_t2i.rollout import Sampling, conditions, draw
 from gcpo_t2i.scoring import RewardSet, Scores
 
 STATS = ("exact_kl", "js", "entropy")
@@ -103,17 +103,7 @@ def sample_images(
     Without guidance only one branch is sampled, and the other scored afterwards. UserError from the rewards.
     """
     cond, null = conditions(policy, [prompt], with_null=sampling.guidance != 1.0)
-    rollout = policy.sample(
-        cond,
-        null,
-        group=sampling.group,
-        guidance=sampling.guidance,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        generator=generator,
-        stats=() if null is None else STATS,
-    )
+    rollout = draw(policy, cond, null, sampling, generator, () if null is None else STATS)
     tensors = rescored(policy, prompt, rollout.tokens, sampling) if null is None else named_tensors(rollout)
     return _judged(prompt, policy, rewards, rollout.tokens, tensors, sampling)
 
