@@ -125,7 +125,7 @@ class Bench:
 
     def _learn(self, batch: Batch) -> None:
         mask = torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
-        credit = self.algorithm.credit.fn(batch.tensors(), mask, CreditSettings(), torch.Generator())
+        credit = self.algorithm.credit.fn(batch.tensors(), mask, CreditSettings(), [])
         advantage = self.algorithm.advantage(batch.rewards).flatten().to(self.device)
         self.update(batch, advantage, credit, lr=1e-9)  # the weights stay what they are, the work is the same
 

@@ -20,8 +20,9 @@ from gcpo_t2i import __version__
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import delete_folder, whole_folder
 from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.processes import ALONE, Processes
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "model.safetensors", "optimizer.pt", "random.pt", "state.json"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
@@ -32,7 +33,6 @@ class TrainState:
 
     policy: Policy
     optimizer: torch.optim.Optimizer
-    generators: dict[str, torch.Generator]  # of this process
     step: int = 0
     prompts_drawn: int = 0
     bad_steps: int = 0
@@ -42,10 +42,10 @@ class TrainState:
         return {name: p.detach() for name, p in self.policy.named_parameters() if p.requires_grad}
 
     def random(self) -> dict[str, Any]:
-        """Where this process's random numbers are: our generators, and the global ones, which a reward may use."""
+        """Where this process's global random numbers are, which a reward may use. All others follow from the seed, and the
+        place of what they are drawn for."""
         kind, keys, *rest = np.random.get_state(legacy=True)
         return {
-            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
@@ -53,8 +53,6 @@ class TrainState:
         }
 
     def set_random(self, saved: Mapping[str, Any]) -> None:
-        for name, generator in self.generators.items():
-            generator.set_state(saved["generators"][name])
         torch.set_rng_state(saved["torch"])
         if len(saved["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(saved["cuda"])
@@ -111,11 +109,10 @@ def about(folder: Path) -> dict[str, Any]:
     return found
 
 
-def load(folder: Path, state: TrainState, process: int = 0, processes: int = 1) -> None:
-    """Puts a checkpoint into `state`, in place.
+def load(folder: Path, state: TrainState, processes: Processes = ALONE) -> list[str]:
+    """Puts a checkpoint into `state`, in place; returns what the user should know about that.
 
-    UserError if it is damaged, of another version or of another model, or was written by another number of processes;
-    `state` is then as it was.
+    UserError if it is damaged, of another version or of another model; `state` is then as it was.
     """
     found = about(folder)
     try:
@@ -125,10 +122,6 @@ def load(folder: Path, state: TrainState, process: int = 0, processes: int = 1) 
         counters = {name: found[name] for name in state.counters}
     except UNREADABLE as error:
         raise _damaged(folder, error) from error
-    if len(randoms) != processes:
-        raise UserError(
-            f"{folder}: written by {len(randoms)} processes, now there are {processes}; start as many again"
-        )
     own = state.weights()
     wrong = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
     if wrong:
@@ -140,9 +133,16 @@ def load(folder: Path, state: TrainState, process: int = 0, processes: int = 1) 
         for name, parameter in own.items():
             parameter.copy_(weights[name])
     state.optimizer.load_state_dict(optimizer)
-    state.set_random(randoms[process])
     for name, value in counters.items():
         setattr(state, name, value)
+    if len(randoms) == processes.count:
+        state.set_random(randoms[processes.index])
+        return []
+    return [
+        f"{folder} was written by {len(randoms)} process{'es' * (len(randoms) > 1)}, now there are {processes.count}: the run "
+        "goes on with the same prompts and random numbers for images; sums are rounded otherwise, and a reward that draws "
+        "random numbers itself draws others"
+    ]
 
 
 def _damaged(folder: Path, error: BaseException) -> UserError:

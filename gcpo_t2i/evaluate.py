@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 
 from gcpo_t2i.config import EvalConfig
 from gcpo_t2i.data import Prompt, PromptSampler
 from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.processes import ALONE, Processes
 from gcpo_t2i.rollout import Sampling, sample_batch
 from gcpo_t2i.scoring import RewardSet, Scores
+from gcpo_t2i.seeds import generators
 
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
@@ -72,18 +73,23 @@ def evaluate(
     sampling: Sampling,
     seed: int,
     batch_size: int,
-    device: torch.device,
     on_progress: Callable[[int], None] = lambda done: None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
-    """One image for each entry of `prompts`, scored. Same policy, prompts, seed and batch size: same images."""
-    generator = torch.Generator(device).manual_seed(seed)
-    images: list[Image.Image] = []
-    scores: Scores = {label: [] for label in rewards.rewards}
-    for start in range(0, len(prompts), batch_size):
-        part = list(prompts[start : start + batch_size])
-        batch = sample_batch(policy, part, rewards, sampling, generator, need_null=False)
-        images += batch.images
-        for label, values in batch.scores.items():
-            scores[label] += values
-        on_progress(len(images))
-    return Evaluation(list(prompts), scores, images)
+    """One image for each entry of `prompts`, scored. Same policy, prompts, seed and batch size: same images.
+
+    The processes take batches in turn, and all get everything.
+    """
+    starts = range(0, len(prompts), batch_size)
+    own: dict[int, tuple[Scores, list[Image.Image]]] = {}
+    for turn in range(0, len(starts), processes.count):
+        for start in starts[turn : turn + processes.count][processes.index : processes.index + 1]:
+            part = list(prompts[start : start + batch_size])
+            draws = generators(seed, [(start + i, 0) for i in range(len(part))])
+            batch = sample_batch(policy, part, rewards, sampling, draws, need_null=False)
+            own[start] = batch.scores, batch.images
+        on_progress(min(len(prompts), (turn + processes.count) * batch_size))  # by all, also by one without a batch
+    found = {start: batch for each in processes.gather(own) for start, batch in each.items()}
+    ordered = [found[start] for start in starts]
+    scores = {label: [score for batch, _ in ordered for score in batch[label]] for label in rewards.rewards}
+    return Evaluation(list(prompts), scores, [image for _, images in ordered for image in images])

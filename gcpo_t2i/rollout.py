@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.models.policy import Condition, Generators, Policy, Rollout
+from gcpo_t2i.processes import ALONE, Processes
 from gcpo_t2i.scoring import RewardSet, Scores
 
 
@@ -43,10 +44,16 @@ class Batch:
     scores: Scores  # name → B scores
     rewards: Tensor  # (P, G) float32, the weighted sum
     seconds: dict[str, float]  # "rollout" and "reward", wall clock
+    idle: bool = False  # whether it only stands in for an empty batch, so that its process has something to compute
 
     @property
     def group(self) -> int:
         return self.rewards.shape[1]
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T) bool: the codes that are learned from."""
+        return torch.full_like(self.rollout.tokens, not self.idle, dtype=torch.bool)
 
     def tensors(self) -> dict[str, Tensor]:
         """What credit rules may ask for, each (B, T)."""
@@ -141,7 +148,7 @@ def sample_batch(
     prompts: Sequence[Prompt],
     rewards: RewardSet,
     sampling: Sampling,
-    generator: torch.Generator,
+    generator: Generators,
     stats: Collection[str] = (),
     need_null: bool = True,
 ) -> Batch:
@@ -181,29 +188,47 @@ def replay(policy: Policy, batch: Batch, micro_batch_size: int, temperature: flo
 
 
 def collect(
-    sample: Callable[[Sequence[Prompt]], Batch],
-    prompts: Iterator[list[Prompt]],
+    sample: Callable[[], Batch],
     keep: Callable[[Tensor], Tensor] | None,
     max_rounds: int,
+    processes: Processes = ALONE,
 ) -> tuple[Batch, Tensor]:
     """The batch to learn from, and the rewards (P', G) of all groups that were sampled for it.
 
-    `prompts` yields P prompts at a time. Where the algorithm names a `keep` rule (DAPO's dynamic sampling, arXiv
-    2503.14476), groups without signal are replaced by those of fresh prompts, for at most `max_rounds` rounds in all.
-    If fewer than P groups are left then, the batch is smaller; if none is, it is the last one drawn, with no signal.
+    Every call of `sample` gives P fresh groups. Where the algorithm names a `keep` rule (DAPO's dynamic sampling, arXiv
+    2503.14476), groups without signal are replaced by those of fresh prompts, for at most `max_rounds` rounds in all. If
+    fewer groups than wanted are left then, the batch is smaller. The processes sample equally often, and together keep
+    the groups that one process would keep. One that is left with none has an idle batch.
     """
-    batch = sample(next(prompts))
+    batch = sample()
     if keep is None:
         return batch, batch.rewards
-    wanted, drawn = len(batch.prompts), [batch]
-    kept = [_with_signal(batch, keep)]
-    while sum(len(part.prompts) for part in kept) < wanted and len(drawn) < max_rounds:
-        drawn.append(sample(next(prompts)))
+    drawn, kept = [batch], [_with_signal(batch, keep)]
+    wanted = sum(processes.gather(len(batch.prompts)))
+    counts = [processes.gather(len(kept[0].prompts))]  # rounds × processes
+    while sum(map(sum, counts)) < wanted and len(drawn) < max_rounds:
+        drawn.append(sample())
         kept.append(_with_signal(drawn[-1], keep))
-    whole = join(kept)
+        counts.append(processes.gather(len(kept[-1].prompts)))
+    shares = [own[processes.index] for own in first_in_turn(counts, wanted)]
+    chosen = join([part.groups(range(share)) for part, share in zip(kept, shares, strict=True)])
+    if not any(map(any, counts)):  # no signal anywhere: the others' last batches and this one say so
+        chosen = drawn[-1]
+    elif not chosen.prompts:
+        chosen = replace(drawn[-1].groups([0]), idle=True)
     seconds = {key: sum(part.seconds[key] for part in drawn) for key in batch.seconds}
-    chosen = whole.groups(range(min(wanted, len(whole.prompts)))) if whole.prompts else drawn[-1]
     return replace(chosen, seconds=seconds), torch.cat([part.rewards for part in drawn])
+
+
+def first_in_turn(counts: Sequence[Sequence[int]], wanted: int) -> list[list[int]]:
+    """How many of each count belong to the first `wanted` of all, counted row by row."""
+    left, shares = wanted, []
+    for row in counts:
+        shares.append([])
+        for count in row:
+            shares[-1].append(min(count, left))
+            left -= shares[-1][-1]
+    return shares
 
 
 def _with_signal(batch: Batch, keep: Callable[[Tensor], Tensor]) -> Batch:

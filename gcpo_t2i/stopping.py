@@ -7,10 +7,8 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-
 from gcpo_t2i.errors import Stopped
+from gcpo_t2i.processes import Processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -39,9 +37,8 @@ class Stopping:
         self.signal = number
         print("\nstopping after this step; once more to stop at once, without saving", file=sys.stderr)
 
-    def check(self, accelerator: Accelerator) -> None:
+    def check(self, processes: Processes) -> None:
         """Raises Stopped if any process got a signal. All processes must call it at the same point."""
-        numbers = [self.signal] if accelerator.num_processes == 1 else gather_object([self.signal])
-        for number in numbers:
+        for number in processes.gather(self.signal):
             if number is not None:
                 raise Stopped(number)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from gcpo_t2i import checkpoint
@@ -21,12 +20,15 @@ from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, repeated
 from gcpo_t2i.errors import Stopped, UserError
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.files import cannot_write
+from gcpo_t2i.metrics import sample_metrics, timing
 from gcpo_t2i.monitor import Watch, watched_rewards
+from gcpo_t2i.processes import Processes
 from gcpo_t2i.report import Report
 from gcpo_t2i.resume import settings_as_json
 from gcpo_t2i.rollout import Batch, Sampling, collect, replay, sample_batch
-from gcpo_t2i.run import Run, load_to_train, make_accelerator, open_run, peak_memory_mb, starting_model
+from gcpo_t2i.run import Run, load_to_train, make_accelerator, open_run, starting_model
 from gcpo_t2i.scoring import RewardFailed, RewardSet, scored_name
+from gcpo_t2i.seeds import generators
 from gcpo_t2i.stopping import Stopping
 from gcpo_t2i.update import Metrics, Updater
 from gcpo_t2i.yaml_files import save_config
@@ -35,6 +37,7 @@ ROLLOUT_TENSORS = frozenset({"cond_logp", "null_logp"})
 ROLLOUT_STATS = frozenset({"exact_kl", "js", "entropy"})  # computed while sampling, on request
 NULL_BRANCH = frozenset({"null_logp", "exact_kl", "js"})  # what only a rollout with both branches knows
 MAX_ROUNDS = 3  # of sampling for one step, where an algorithm replaces groups without signal
+CREDIT = 1  # sets a credit's random numbers apart from those of images
 MAX_BAD_STEPS = 5  # in a row without a finite loss
 
 
@@ -76,7 +79,7 @@ def run_steps(trainer: Trainer, run: Run, report: Report, stopping: Stopping) ->
     """From where the state is to the last step. Whatever is due at a step and not there yet is made up for first."""
     config, state = trainer.config, trainer.state
     while True:
-        stopping.check(trainer.accelerator)
+        stopping.check(trainer.processes)
         if is_due(config.eval_every, state.step, config.steps) and state.step not in report.evaluated:
             report.evaluation(state.step, trainer.evaluate(report, stopping))
         if state.step == config.steps:
@@ -107,7 +110,7 @@ class Trainer:
         prompts, self.held_out = load_prompts(config.train_prompts), load_prompts(config.eval.prompts)
         self.notes = prompt_notes(config.train_prompts, prompts)
         self.accelerator = make_accelerator(config)
-        device, process = self.accelerator.device, self.accelerator.process_index
+        device, self.processes = self.accelerator.device, Processes.of(self.accelerator)
         self.rewards = RewardSet.load(config.rewards, str(device))
         self.eval_rewards = RewardSet.load(config.eval.rewards, str(device), label=scored_name)
         self.rewards.check(prompts)
@@ -120,16 +123,13 @@ class Trainer:
         reference = starting_model(self.policy, self.adapters) if "ref_logp" in self.required else None
         self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator)
         self.prompts = PromptSampler(prompts, config.seed, config.train_mix)
-        generators = {"sample": torch.Generator(device), "credit": torch.Generator()}
-        for generator in generators.values():
-            generator.manual_seed(config.seed * 1000 + process)
-        set_seed(config.seed * 1000 + process)  # for rewards that draw from the global random numbers
-        self.state = checkpoint.TrainState(self.policy, self.update.optimizer, generators)
+        set_seed(config.seed * 1000 + self.processes.index)  # for rewards that draw from the global random numbers
+        self.state = checkpoint.TrainState(self.policy, self.update.optimizer)
 
     def resume(self, run: Run) -> None:
         """Puts the state to where the run was. UserError for a checkpoint that cannot be used."""
         if run.checkpoint:
-            checkpoint.load(run.checkpoint, self.state, self.accelerator.process_index, self.accelerator.num_processes)
+            self.notes += checkpoint.load(run.checkpoint, self.state, self.processes)
 
     def step(self) -> tuple[Metrics, Batch, Tensor]:
         """Sample, score, share out credit, update: advances the state by one step; what it measured and trained on, and
@@ -137,24 +137,25 @@ class Trainer:
         config, state, step, started = self.config, self.state, self.state.step, time.perf_counter()
         before = state.random(), state.prompts_drawn
         try:
-            batch, drawn_rewards = collect(self._sample, self._fresh_prompts(), self.algorithm.keep, MAX_ROUNDS)
+            batch, drawn_rewards = collect(self._sample, self.algorithm.keep, MAX_ROUNDS, self.processes)
         except RewardFailed:  # back to where the step began, so that it can be made again
             state.set_random(before[0])
             state.prompts_drawn = before[1]
             raise
-        if step == 0:
-            check_applicable(batch)
-        advantage = over_processes(self.algorithm.advantage, batch.rewards, self.accelerator)  # (P, G)
+        advantage, first = among_all(self.algorithm.advantage, batch, self.processes)  # (P, G)
         advantage = advantage.flatten().to(self.accelerator.device)  # (B,)
-        mask = torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
-        credit = self._credit(batch, mask)  # (B, T)
+        mask = batch.mask
+        credit = self._credit(batch, mask, first)  # (B, T)
+        seen = sample_metrics(batch, drawn_rewards, top_mass(credit, mask), self.processes)
+        if step == 0:
+            check_applicable(self.rewards.weights, seen, batch.prompts)
         watched = self.watch(batch) if self.accelerator.is_main_process else {}
         updating = time.perf_counter()
         rate = learning_rate(config.optim, step, config.steps)
         updated, old_logp, skipped = {}, None, 0.0
         for epoch in range(config.updates_per_rollout):
             if epoch > 0 and config.credit.source == "replay":
-                credit = self._credit(batch, mask)
+                credit = self._credit(batch, mask, first)
             updated, old_logp = self.update(batch, advantage, credit, rate, old_logp)
             skipped += updated["skipped"]
         self._count_bad_steps(skipped > 0)
@@ -163,11 +164,10 @@ class Trainer:
         metrics = {
             **updated,
             "skipped": skipped,
-            **sample_metrics(batch, drawn_rewards),
-            "credit/top40_mass": top_mass(credit, mask).mean().item(),
+            **seen,
             "learning_rate": rate,
             **watched,
-            **timing(batch, drawn_rewards.numel(), now - started, now - updating),
+            **timing(batch, drawn_rewards.numel() * self.processes.count, now - started, now - updating),
         }
         return metrics, batch, (credit * advantage[:, None]).unflatten(1, self.policy.grid)
 
@@ -180,7 +180,7 @@ class Trainer:
 
             def on_progress(done: int) -> None:
                 show(done)
-                stopping.check(self.accelerator)
+                stopping.check(self.processes)
 
             return evaluate(
                 self.policy,
@@ -189,13 +189,13 @@ class Trainer:
                 one,
                 config.eval.seed,
                 config.eval.batch_size,
-                self.accelerator.device,
                 on_progress,
+                self.processes,
             )
 
     def save(self, run: Run) -> None:
         """Writes a checkpoint of this step, unless it is there."""
-        randoms = gather_object([self.state.random()])
+        randoms = self.processes.gather(self.state.random())
         if self.accelerator.is_main_process and not (run.folder / f"checkpoint-{self.state.step}").exists():
             checkpoint.save(run.folder, self.state, settings_as_json(self.config), randoms, self.config.keep_last)
 
@@ -206,32 +206,34 @@ class Trainer:
         if self.adapters:
             self.adapters.merge()
 
-    def _fresh_prompts(self) -> Iterator[list[Prompt]]:
-        """This process's share of the next prompts, for as long as they are asked for."""
-        share = self.config.prompts_per_step // self.accelerator.num_processes
-        while True:
-            start = self.state.prompts_drawn + self.accelerator.process_index * share
-            self.state.prompts_drawn += self.config.prompts_per_step
-            yield self.prompts.batch(start, share)
-
-    def _sample(self, prompts: Sequence[Prompt]) -> Batch:
+    def _sample(self) -> Batch:
+        """Images of this process's share of the next prompts."""
+        config = self.config
+        share = config.prompts_per_step // self.processes.count
+        start = self.state.prompts_drawn + self.processes.index * share
+        self.state.prompts_drawn += config.prompts_per_step
+        places = [(place, image) for place in range(start, start + share) for image in range(config.group_size)]
         with self.accelerator.autocast():
             return sample_batch(
                 self.policy,
-                prompts,
+                self.prompts.batch(start, share),
                 self.rewards,
-                Sampling.of(self.config),
-                self.state.generators["sample"],
+                Sampling.of(config),
+                generators(config.seed, places),
                 stats=(self.required & ROLLOUT_STATS) | {"entropy"},
                 need_null=bool(self.required & NULL_BRANCH),
             )
 
-    def _credit(self, batch: Batch, mask: Tensor) -> Tensor:
-        """(B, T), from the log-probs of the rollout, or from those of the policy as it is now."""
+    def _credit(self, batch: Batch, mask: Tensor, first: int) -> Tensor:
+        """(B, T), from the log-probs of the rollout, or from those of the policy as it is now. `first`: the number of this
+        process's first group among those of all."""
         if self.config.credit.source == "replay" and self.algorithm.credit.needs(self.credit_settings):
             with self.accelerator.autocast():
                 batch = replay(self.policy, batch, self.config.micro_batch_size, self.config.temperature)
-        return self.algorithm.credit.fn(batch.tensors(), mask, self.credit_settings, self.state.generators["credit"])
+        draws = generators(
+            self.config.seed, [(self.state.step, first * batch.group + i, CREDIT) for i in range(len(mask))]
+        )
+        return self.algorithm.credit.fn(batch.tensors(), mask, self.credit_settings, draws)
 
     def _count_bad_steps(self, bad: bool) -> None:
         self.state.bad_steps = self.state.bad_steps + 1 if bad else 0
@@ -251,11 +253,13 @@ def prompt_notes(source: str, prompts: Sequence[Prompt]) -> list[str]:
     return []
 
 
-def over_processes(advantage: Callable[[Tensor], Tensor], rewards: Tensor, accelerator: Accelerator) -> Tensor:
-    """The advantage of this process's groups, rewards (P, G), among the groups of all processes."""
-    parts = gather_object([rewards])  # groups may be left out, so processes need not have equally many
-    first = sum(len(part) for part in parts[: accelerator.process_index])
-    return advantage(torch.cat(parts))[first : first + len(rewards)]
+def among_all(advantage: Callable[[Tensor], Tensor], batch: Batch, processes: Processes) -> tuple[Tensor, int]:
+    """The advantages (P, G) of this process's groups among those of all, and the number of its first group there."""
+    own = batch.rewards[:0] if batch.idle else batch.rewards
+    groups = processes.gather(own)  # where some were left out, not equally many
+    first = sum(map(len, groups[: processes.index]))
+    shared = advantage(torch.cat(groups))[first : first + len(own)]
+    return torch.zeros_like(batch.rewards) if batch.idle else shared, first
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -268,49 +272,12 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def diversity(tokens: Tensor, group: int) -> float:
-    """Share of code positions in which two images of a group differ, mean over pairs and groups. tokens (B, T)."""
-    groups = tokens.view(-1, group, tokens.shape[1])  # (P, G, T)
-    same = (groups[:, :, None] == groups[:, None, :]).float().mean(dim=-1)  # (P, G, G)
-    pairs = group * (group - 1)
-    return (1 - (same.sum(dim=(1, 2)) - group) / pairs).mean().item()
-
-
-def sample_metrics(batch: Batch, drawn_rewards: Tensor) -> Metrics:
-    """What the samples of a step look like. `reward*` are over all groups drawn, the rest over those trained on."""
-    rollout = batch.rollout
-    values = {name: [score for score in scores if score is not None] for name, scores in batch.scores.items()}
-    return {
-        "reward": drawn_rewards.mean().item(),
-        "reward_std": drawn_rewards.std(dim=1).mean().item(),
-        "frac_reward_zero_std": (drawn_rewards.amax(1) == drawn_rewards.amin(1)).float().mean().item(),
-        **{f"rewards/{name}/mean": sum(own) / len(own) for name, own in values.items() if own},
-        **{f"rewards/{name}/min": min(own) for name, own in values.items() if own},
-        **{f"rewards/{name}/max": max(own) for name, own in values.items() if own},
-        "entropy": rollout.stats["entropy"].mean().item(),
-        "diversity": diversity(rollout.tokens, batch.group),
-        "logp_gap/guided": (rollout.sample_logp - rollout.cond_logp).abs().mean().item(),
-    }
-
-
-def check_applicable(batch: Batch) -> None:
+def check_applicable(rewards: Iterable[str], seen: Metrics, prompts: Sequence[Prompt]) -> None:
     """UserError for a reward that says nothing about any sample: training on its silence would teach nothing."""
-    for name, values in batch.scores.items():
-        if all(value is None for value in values):
-            has = ", ".join(sorted({column for prompt in batch.prompts for column in prompt.columns})) or "none"
+    for name in rewards:
+        if f"rewards/{name}/mean" not in seen:
+            has = ", ".join(sorted({column for prompt in prompts for column in prompt.columns})) or "none"
             raise UserError(
-                f"reward '{name}' applies to none of the prompts of the first step, such as '{batch.prompts[0].text}' "
+                f"reward '{name}' applies to none of the prompts of the first step, such as '{prompts[0].text}' "
                 f"(their columns: {has}); use prompts with the columns that it reads, or another reward"
             )
-
-
-def timing(batch: Batch, images: int, step_time: float, update_time: float) -> Metrics:
-    return {
-        "step_time": step_time,
-        "rollout_time": batch.seconds["rollout"],
-        "reward_time": batch.seconds["reward"],
-        "update_time": update_time,
-        "images_per_second": images / step_time,
-        "tokens_per_second": images * batch.rollout.tokens.shape[1] / step_time,
-        "peak_memory_mb": peak_memory_mb(batch.rollout.tokens.device),
-    }

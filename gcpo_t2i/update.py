@@ -16,6 +16,7 @@ from gcpo_t2i.errors import UserError
 from gcpo_t2i.models.lora import trainable
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.models.trunk import recomputed
+from gcpo_t2i.processes import Processes
 from gcpo_t2i.rollout import Batch
 
 Metrics = dict[str, Any]  # floats; None for what was not measured
@@ -33,7 +34,7 @@ class Updater:
         accelerator: Accelerator,
     ):
         self.policy, self.reference, self.config = policy, reference, config
-        self.algorithm, self.accelerator = algorithm, accelerator
+        self.algorithm, self.accelerator, self.processes = algorithm, accelerator, Processes.of(accelerator)
         self.parameters = trainable(policy)
         if not any(parameter.requires_grad for parameter in self.parameters):
             raise UserError(
@@ -55,7 +56,7 @@ class Updater:
         """
         for settings in self.optimizer.param_groups:
             settings["lr"] = lr
-        tokens, mask = batch.rollout.tokens, torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
+        tokens, mask = batch.rollout.tokens, batch.mask
         weight, base_weight = self._weights(credit, mask)
         kl_factor = kl_reweight(credit) if self.config.loss.kl_reweight else None
         first, old_logp = old_logp is None, torch.zeros_like(credit) if old_logp is None else old_logp
@@ -87,16 +88,17 @@ class Updater:
             self.accelerator.backward(loss)
             for name, value in parts.items():
                 metrics[name] = metrics.get(name, 0.0) + value.item()
-        metrics = {"kl": None, **self._sum_over_processes(metrics)}
+        sampled = batch.rollout.sample_logp if self.config.scoring == "guided" else batch.rollout.cond_logp
+        gaps = (old_logp - sampled)[mask].abs()
+        metrics = {"kl": None, **self._sum_over_processes({**metrics, "gap": gaps.sum().item(), "codes": gaps.numel()})}
+        metrics["logp_gap/replay"] = metrics.pop("gap") / metrics.pop("codes")
         metrics["grad_norm"] = self._step(math.isfinite(metrics["loss"]))
         metrics["skipped"] = float(not math.isfinite(metrics["grad_norm"]))
-        sampled = batch.rollout.sample_logp if self.config.scoring == "guided" else batch.rollout.cond_logp
-        metrics["logp_gap/replay"] = (old_logp - sampled).abs().mean().item()
         return metrics, old_logp
 
     def _weights(self, credit: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The weight of every token in the loss, with the credit and with uniform credit; counts are of all processes."""
-        counts: Any = self.accelerator.reduce(torch.tensor([len(mask), mask.sum()], device=mask.device), "sum")
+        counts = self.processes.sum(torch.stack([mask.any(dim=1).sum(), mask.sum()]))
         averaging, (sequences, tokens) = self.algorithm.averaging, counts.tolist()
         uniform = torch.ones_like(credit)
         return (
@@ -126,15 +128,14 @@ class Updater:
 
     def _sum_over_processes(self, metrics: Metrics) -> Metrics:
         values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.accelerator.device)
-        total: Any = self.accelerator.reduce(values, "sum")
-        return dict(zip(metrics, total.tolist(), strict=True))
+        return dict(zip(metrics, self.processes.sum(values).tolist(), strict=True))
 
     def _step(self, finite: bool) -> float:
         """Sums gradients over processes (the weights carry the global counts), clips, steps. Returns the norm, or NaN."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if self.accelerator.num_processes > 1:
-            for gradient in gradients:
-                gradient.copy_(self.accelerator.reduce(gradient, "sum"))  # type: ignore[arg-type]
+        if self.processes.count > 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.copy_(self.processes.sum(parameter.grad))
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.max_grad_norm).item()
         if finite and math.isfinite(norm):
             self.optimizer.step()

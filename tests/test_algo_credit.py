@@ -31,6 +31,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def generators(count: int, seed: int = 0) -> list[torch.Generator]:
+    return [generator(1000 * seed + row) for row in range(count)]
+
+
 def rollout(batch: int = 3, tokens: int = 7, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     draw = generator(1)
     names = ("cond_logp", "null_logp", "exact_kl", "js")
@@ -47,7 +51,7 @@ def from_evidence(values: list[list[float]]) -> tuple[dict[str, torch.Tensor], t
 
 
 def guidance(tensors, mask, **settings) -> torch.Tensor:
-    return CREDITS["guidance"].fn(tensors, mask, CreditSettings(**settings), generator())
+    return CREDITS["guidance"].fn(tensors, mask, CreditSettings(**settings), [])
 
 
 def all_valid(tensors) -> torch.Tensor:
@@ -304,7 +308,7 @@ def test_log_probs_are_subtracted_in_float32(contrast):
 
 def test_uniform_is_one_at_valid_tokens():
     mask = torch.tensor([[True, False, True]])
-    credit = CREDITS["uniform"].fn({}, mask, CreditSettings(), generator())
+    credit = CREDITS["uniform"].fn({}, mask, CreditSettings(), [])
     assert torch.equal(credit, torch.tensor([[1.0, 0.0, 1.0]]))
 
 
@@ -312,24 +316,28 @@ def test_random_is_a_shuffle_of_guidance_over_valid_positions():
     tensors = rollout(batch=4, tokens=50)
     mask = torch.rand(4, 50, generator=generator(5)) < 0.7
     credit = guidance(tensors, mask)
-    shuffled = CREDITS["random"].fn(tensors, mask, CreditSettings(), generator())
+    shuffled = CREDITS["random"].fn(tensors, mask, CreditSettings(), generators(4))
     assert (shuffled[~mask] == 0).all() and (shuffled[mask] > 0).all()
     assert torch.equal(shuffled.sort(dim=1).values, credit.sort(dim=1).values)
     assert (shuffled != credit).any(dim=1).all()
 
 
-def test_random_follows_its_generator():
+def test_random_follows_each_samples_generator():
     tensors = rollout(tokens=30)
     mask = all_valid(tensors)
-    first, same, other = (CREDITS["random"].fn(tensors, mask, CreditSettings(), generator(s)) for s in (7, 7, 8))
+    rows, fn = len(mask), CREDITS["random"].fn
+    first, same, other = (fn(tensors, mask, CreditSettings(), generators(rows, s)) for s in (7, 7, 8))
     assert torch.equal(first, same) and not torch.equal(first, other)
+    last = {name: tensor[-1:] for name, tensor in tensors.items()}
+    alone = fn(last, mask[-1:], CreditSettings(), generators(rows, 7)[-1:])
+    torch.testing.assert_close(alone, first[-1:])  # whatever else is in the batch
 
 
 def test_random_reaches_every_order_in_every_sample_separately():
     values = torch.tensor([[1.0, 2.0, 4.0]]).expand(200, 3)
     fn = CREDITS["random"].fn
     settings = CreditSettings(contrast="exact_kl", normalizer="none")
-    shuffled = fn({"exact_kl": values}, torch.ones(200, 3, dtype=torch.bool), settings, generator())
+    shuffled = fn({"exact_kl": values}, torch.ones(200, 3, dtype=torch.bool), settings, generators(200))
     assert {tuple(row) for row in shuffled.tolist()} == set(itertools.permutations((1.0, 2.0, 4.0)))
 
 

@@ -31,7 +31,7 @@ def loss_and_gradient(
     mask = torch.ones(6, 4, dtype=torch.bool)
     advantage = algorithm.advantage(torch.rand(2, 3, generator=draw)).flatten()
     logp = (cond + 0.01 * torch.randn(6, 4, generator=draw)).requires_grad_()
-    credit = algorithm.credit.fn(tensors, mask, settings, generator())
+    credit = algorithm.credit.fn(tensors, mask, settings, [torch.Generator().manual_seed(i) for i in range(6)])
     loss, _ = policy_loss(
         logp,
         cond,

@@ -54,9 +54,7 @@ def test_held_out_captions_explain_their_pictures(policy: LlamaGenPolicy) -> Non
 def test_the_base_model_leaves_reinforcement_learning_something_to_do(policy: LlamaGenPolicy) -> None:
     prompts = eval_prompts(load_prompts("shapesworld:heldout"), EvalConfig(num_prompts=120, samples_per_prompt=1))
     rewards = RewardSet.load([RewardConfig("geneval", kwargs={"score": "strict"})], label=scored_name)
-    found = evaluate(
-        policy, prompts, rewards, Sampling(1, TrainConfig().guidance), 7, 60, torch.device("cpu")
-    ).metrics()
+    found = evaluate(policy, prompts, rewards, Sampling(1, TrainConfig().guidance), 7, 60).metrics()
     assert 0.30 < found["eval/geneval/strict"] < 0.75  # 0.35 to 0.70 on the card, ± the noise of 120 images
     weak = min(found[f"eval/geneval/strict/{tag}"] for tag in ("counting", "position", "color_attr"))
     assert weak < found["eval/geneval/strict/single_object"]

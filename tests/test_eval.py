@@ -14,9 +14,10 @@ import yaml
 from PIL import Image
 
 from gcpo_t2i.cli import main
-from gcpo_t2i.evals.generate import batches, image_seed
+from gcpo_t2i.evals.generate import batches
 from gcpo_t2i.evals.recipe import differences, policy_hash
 from gcpo_t2i.files import whole_file
+from gcpo_t2i.seeds import image_seed
 
 # A detector for pictures of noise: a circle if they are rather dark, else a square.
 DETECTOR = """

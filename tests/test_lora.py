@@ -192,7 +192,7 @@ def one_update(policy: Any, reference: Any, reward_file: Path, **settings: Any) 
         policy, [Prompt(text) for text in TEXTS], rewards, Sampling(4, 2.0), torch.Generator().manual_seed(0)
     )
     mask = torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
-    credit = algorithm.credit.fn(batch.tensors(), mask, credit_settings, torch.Generator())
+    credit = algorithm.credit.fn(batch.tensors(), mask, credit_settings, [])
     update = Updater(policy, reference, config, algorithm, Accelerator(cpu=True))
     before = [p.detach().clone() for p in update.parameters]
     update.optimizer = torch.optim.SGD(update.parameters)  # whose step is the gradient

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -10,7 +11,8 @@ from PIL import Image
 from gcpo_t2i.algo.advantage import has_spread
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.models.policy import Condition, Rollout
-from gcpo_t2i.rollout import Batch, collect, join
+from gcpo_t2i.processes import Processes
+from gcpo_t2i.rollout import Batch, collect, first_in_turn, join
 
 
 def batch(names: Sequence[str], rewards: list[list[float]], seconds: float = 1.0) -> Batch:
@@ -50,23 +52,23 @@ def test_join_is_the_inverse_of_groups() -> None:
     assert again.scores == whole.scores and again.prompts == whole.prompts and again.images == whole.images
 
 
-def sampler(*rounds: Batch) -> tuple[Callable[[Sequence[Prompt]], Batch], Iterator[list[Prompt]]]:
+def sampler(*rounds: Batch) -> Callable[[], Batch]:
     left = list(rounds)
-    return lambda prompts: left.pop(0), iter([[Prompt("x")]] * len(rounds))
+    return lambda: left.pop(0)
 
 
 def test_without_a_rule_the_first_batch_is_the_batch() -> None:
     first = batch(["a", "b"], [[1, 1], [0, 1]])
-    sample, prompts = sampler(first)
-    got, drawn = collect(sample, prompts, keep=None, max_rounds=3)
+    sample = sampler(first)
+    got, drawn = collect(sample, keep=None, max_rounds=3)
     assert got is first and drawn is first.rewards
 
 
 def test_groups_without_signal_are_replaced_by_fresh_prompts() -> None:
-    sample, prompts = sampler(
+    sample = sampler(
         batch(["a", "b"], [[1, 1], [0, 1]]), batch(["c", "d"], [[0, 0], [1, 1]]), batch(["e", "f"], [[2, 0], [0, 3]])
     )
-    got, drawn = collect(sample, prompts, keep=has_spread, max_rounds=3)
+    got, drawn = collect(sample, keep=has_spread, max_rounds=3)
     assert [prompt.text for prompt in got.prompts] == ["b", "e"]  # f is one more than asked for
     assert got.rewards.tolist() == [[0, 1], [2, 0]]
     assert drawn.tolist() == [[1, 1], [0, 1], [0, 0], [1, 1], [2, 0], [0, 3]]
@@ -74,12 +76,48 @@ def test_groups_without_signal_are_replaced_by_fresh_prompts() -> None:
 
 
 def test_rounds_are_bounded_and_what_is_left_is_used() -> None:
-    sample, prompts = sampler(batch(["a", "b"], [[1, 1], [0, 1]]), batch(["c", "d"], [[0, 0], [1, 1]]))
-    got, drawn = collect(sample, prompts, keep=has_spread, max_rounds=2)
+    sample = sampler(batch(["a", "b"], [[1, 1], [0, 1]]), batch(["c", "d"], [[0, 0], [1, 1]]))
+    got, drawn = collect(sample, keep=has_spread, max_rounds=2)
     assert [prompt.text for prompt in got.prompts] == ["b"] and len(drawn) == 4
 
 
 def test_no_signal_at_all_still_gives_a_batch() -> None:
-    sample, prompts = sampler(batch(["a"], [[1, 1]]), batch(["b"], [[0, 0]]))
-    got, _ = collect(sample, prompts, keep=has_spread, max_rounds=2)
+    sample = sampler(batch(["a"], [[1, 1]]), batch(["b"], [[0, 0]]))
+    got, _ = collect(sample, keep=has_spread, max_rounds=2)
     assert [prompt.text for prompt in got.prompts] == ["b"]
+
+
+class Two(Processes):
+    """The first of two processes, and what the second one says, in this order."""
+
+    said: list[int]
+
+    def __init__(self, *said: int) -> None:
+        super().__init__(0, 2)
+        object.__setattr__(self, "said", list(said))  # frozen, as what processes share is
+
+    def gather(self, own: Any) -> list[Any]:
+        return [own, self.said.pop(0)]
+
+
+def test_two_processes_sample_until_both_together_have_enough() -> None:
+    rounds = [batch(["a", "b"], [[1, 1], [0, 1]]), batch(["c", "d"], [[0, 2], [0, 3]])]
+    got, drawn = collect(sampler(*rounds), keep=has_spread, max_rounds=3, processes=Two(2, 0, 1))
+    # wanted 2 + 2; first round 1 here and 0 there, second 2 here and 1 there: the first four are all
+    assert [prompt.text for prompt in got.prompts] == ["b", "c", "d"] and len(drawn) == 4
+
+
+def test_a_process_left_with_nothing_is_idle() -> None:
+    flat = batch(["a", "b"], [[1, 1], [2, 2]])
+    got, _ = collect(sampler(flat), keep=has_spread, max_rounds=1, processes=Two(2, 2))
+    assert got.idle and len(got.prompts) == 1 and not got.mask.any()
+    got, _ = collect(sampler(flat), keep=has_spread, max_rounds=1, processes=Two(2, 0))
+    assert [p.text for p in got.prompts] == [
+        "a",
+        "b",
+    ] and got.mask.all()  # nobody has a signal
+
+
+def test_first_in_turn() -> None:
+    assert first_in_turn([[1, 2], [3, 1]], 4) == [[1, 2], [1, 0]]
+    assert first_in_turn([[1, 2], [3, 1]], 9) == [[1, 2], [3, 1]]

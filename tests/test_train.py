@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from gcpo_t2i.cli import main
 from gcpo_t2i.config import OptimConfig
-from gcpo_t2i.train import diversity, learning_rate
+from gcpo_t2i.metrics import diversity
+from gcpo_t2i.train import learning_rate
 from tests.tiny import train_command
 
 TIMES = {

@@ -16,7 +16,6 @@ from gcpo_t2i.config import LossConfig, RewardConfig, TrainConfig, resolve_algor
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.rollout import Sampling, sample_batch
 from gcpo_t2i.scoring import RewardSet
-from gcpo_t2i.train import over_processes
 from gcpo_t2i.update import Updater
 from tests.tiny import tiny_policy
 
@@ -36,9 +35,10 @@ def step(processes: int, reward_file: Path, out: Path) -> None:
     )
     # One group more for the second process than for the first: shares need not be equal.
     batch = whole if processes == 1 else whole.groups([[0], [1, 2, 3]][accelerator.process_index])
-    advantage = over_processes(algorithm.advantage, batch.rewards, accelerator)
+    advantage = algorithm.advantage(whole.rewards)
+    advantage = advantage if processes == 1 else advantage[[[0], [1, 2, 3]][accelerator.process_index]]
     mask = torch.ones_like(batch.rollout.tokens, dtype=torch.bool)
-    credit = algorithm.credit.fn(batch.tensors(), mask, settings, torch.Generator())
+    credit = algorithm.credit.fn(batch.tensors(), mask, settings, [])
     update = Updater(policy, reference, config, algorithm, accelerator)
     update.optimizer = torch.optim.SGD(update.parameters)  # whose step is the gradient: Adam's is little but its signs
     metrics, _ = update(batch, advantage.flatten(), credit, lr=1.0)

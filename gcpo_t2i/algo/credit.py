@@ -20,7 +20,7 @@ selectable by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -197,7 +197,8 @@ class CreditSettings:
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
-CreditFn = Callable[[Tensors, Tensor, CreditSettings, torch.Generator], Tensor]
+Generators = Sequence[torch.Generator]  # one for each sample: its draws do not depend on the batch that it is in
+CreditFn = Callable[[Tensors, Tensor, CreditSettings, Generators], Tensor]
 
 
 def evidence(tensors: Tensors, mask: Tensor, settings: CreditSettings) -> Tensor:
@@ -214,12 +215,12 @@ def evidence(tensors: Tensors, mask: Tensor, settings: CreditSettings) -> Tensor
     return torch.where(mask, contrast.fn(tensors).detach(), 0.0)
 
 
-def uniform_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, generator: torch.Generator) -> Tensor:
+def uniform_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, generators: Generators) -> Tensor:
     """Every valid token gets 1: plain GRPO."""
     return mask.float()
 
 
-def guidance_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, generator: torch.Generator) -> Tensor:
+def guidance_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, generators: Generators) -> Tensor:
     """Tokens get credit by how much the prompt changed their prediction (arXiv 2605.29198, see the head of this file).
 
     tensors (B,T) log-probs or divergences in nats, mask (B,T) bool → credit (B,T) float32, ≥ 0, 0 at invalid tokens,
@@ -229,13 +230,14 @@ def guidance_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, ge
     return NORMALIZERS[settings.normalizer].fn(evidence(tensors, mask, settings), mask, settings)
 
 
-def random_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, generator: torch.Generator) -> Tensor:
+def random_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, generators: Generators) -> Tensor:
     """The control: the weights of `guidance_credit`, shuffled over the valid positions of each sample.
 
-    The draw is made on the generator's device, so that a CPU generator gives the same shuffle everywhere.
+    The draws are made on the generators' devices, so that CPU generators give the same shuffle everywhere.
     """
-    credit = guidance_credit(tensors, mask, settings, generator)
-    draw = torch.rand(mask.shape, generator=generator, device=generator.device).to(mask.device)
+    credit = guidance_credit(tensors, mask, settings, generators)
+    rows = [torch.rand(mask.shape[1], generator=own, device=own.device) for own in generators]
+    draw = torch.stack(rows).to(mask.device)
     source = draw.masked_fill(~mask, 2.0).argsort(dim=1)  # the valid positions in random order, then the invalid ones
     target = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # the valid positions in order, then the invalid ones
     return torch.empty_like(credit).scatter_(1, target, credit.gather(1, source))

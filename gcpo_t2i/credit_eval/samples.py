@@ -18,13 +18,13 @@ from gcpo_t2i.credit_eval.advantage import UNIT, Call
 from gcpo_t2i.credit_eval.rules import tensors_of
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.evals.generate import image_seed
 from gcpo_t2i.files import whole_file
 from gcpo_t2i.models.decoding import STATS
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.rollout import conditions
 from gcpo_t2i.run import autocast
 from gcpo_t2i.scoring import RewardSet
+from gcpo_t2i.seeds import generators, image_seed
 
 SAMPLES = "samples.safetensors"
 
@@ -66,7 +66,6 @@ class Sampler:
         parts: list[dict[str, Tensor]] = []
         for start in track(range(0, len(prompts), self.config.batch_size), description="sample"):
             own = prompts[start : start + self.config.batch_size]
-            seeds = [image_seed(self.config.seed, start + i, 0) for i in range(len(own))]
             with autocast(self.config.dtype, self.device):
                 cond, null = conditions(self.policy, own)
                 rollout = self.policy.sample(
@@ -75,7 +74,7 @@ class Sampler:
                     group=1,
                     guidance=self.config.guidance,
                     temperature=self.config.temperature,
-                    generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                    generator=generators(self.config.seed, [(start + i, 0) for i in range(len(own))]),
                     stats=STATS,
                 )
             rewards = torch.from_numpy(self.value(rollout.tokens, own))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.progress import track
 
@@ -14,11 +13,7 @@ from gcpo_t2i.data import Prompt
 from gcpo_t2i.evals.layout import image_path, write_image
 from gcpo_t2i.rollout import Sampling, conditions, draw
 from gcpo_t2i.run import autocast, load_model
-
-
-def image_seed(seed: int, prompt_index: int, sample: int) -> int:
-    """32 bits, all that torch's generators on CPUs take in: the first word of numpy's SeedSequence of the three numbers."""
-    return int(np.random.SeedSequence((seed, prompt_index, sample)).generate_state(1)[0])
+from gcpo_t2i.seeds import generators
 
 
 def batches(prompts: int, samples_per_prompt: int, batch_size: int) -> list[list[tuple[int, int]]]:
@@ -48,8 +43,7 @@ def generate(config: EvaluationConfig, prompts: Sequence[Prompt], root: Path, de
         with autocast(config.dtype, device):
             own = [prompts[prompt] for prompt, _ in batch]
             cond, null = conditions(policy, own, with_null=config.guidance != 1.0)
-            generators = [torch.Generator().manual_seed(image_seed(config.seed, *place)) for place in batch]
-            rollout = draw(policy, cond, null, sampling, generators)
+            rollout = draw(policy, cond, null, sampling, generators(config.seed, batch))
         for place, image in zip(batch, policy.decode(rollout.tokens), strict=True):
             if missing(place):
                 write_image(root, prompts[place[0]], *place, image)

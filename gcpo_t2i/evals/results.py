@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.evals.generate import image_seed
 from gcpo_t2i.evals.layout import Sample, canonical
 from gcpo_t2i.evals.recipe import Recipe, prompts_hash, read_recipe
 from gcpo_t2i.evals.statistics import UNTAGGED, Estimates, estimate
 from gcpo_t2i.files import whole_file
 from gcpo_t2i.scoring import Scores
+from gcpo_t2i.seeds import image_seed
 
 RESULTS, SCORES = "results.jsonl", "scores.json"
 GENEVAL_KEYS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details")

@@ -114,7 +114,6 @@ def measure_generator(policy: LlamaGenPolicy, sizes: Sizes, device: torch.device
                 Sampling(1, guidance),
                 SEED,
                 config.batch_size,
-                device,
                 lambda done, progress=progress, bar=bar: progress.update(bar, completed=done),
             )
         scores[f"guidance {guidance:g}"] = _by_tag(evaluation)
