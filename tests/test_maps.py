@@ -170,6 +170,8 @@ def test_phrases_are_contrasted_with_the_prompt_without_them(policy, rewards) ->
     [
         ("red", "a circle and a square, a redder one"),
         ("a Red  circle and", "a red square, a redder one"),
+        ("red circle", "a red square, a redder one"),
+        ("red square, a redder one", "a red circle"),
         ("square,", "a red circle and a red a redder one"),
         ("one", "a red circle and a red square, a redder"),
         ("a red circle and a red square, a redder one", None),
@@ -177,6 +179,14 @@ def test_phrases_are_contrasted_with_the_prompt_without_them(policy, rewards) ->
 )
 def test_prompts_without_a_phrase(phrase: str, left: str | None) -> None:
     assert without("a red circle and a  red square, a redder one", phrase) == left
+
+
+def test_what_cannot_stand_alone_goes_with_a_phrase() -> None:
+    text = "a photo of an orange circle and a blue square"
+    assert without(text, "orange") == "a photo of a circle and a blue square"
+    assert without(text, "orange circle") == "a photo of a blue square"
+    assert without(text, "blue square") == "a photo of an orange circle"
+    assert without("The red apple", "red") == "The apple" and without("A red apple", "red") == "An apple"
 
 
 @pytest.mark.parametrize("phrase", ["green", "circ", "circle red", " ", "red circle)"])
@@ -341,7 +351,7 @@ def test_arrays_are_read_as_they_were(policy, rewards, tmp_path: Path) -> None:
         assert np.array_equal(found[name], tensor)
     assert np.array_equal(found["advantage_map"], found["credit"] * found["advantage"][:, None])
     assert found["phrase_credit"].shape == (2, 4, 16)
-    assert np.array_equal(found["phrase_credit"][1], phrases["two"].credit(K3))
+    assert np.array_equal(found["phrase_credit"][1], phrases["two"].credit(CreditSettings(normalizer="mean")))
     about = json.loads((tmp_path / "arrays.json").read_text())
     assert (about["model"], about["seed"], about["grid"]) == ("tiny", 1, [4, 4])
     assert about["sampling"] == {"group": 4, "guidance": 3.0, "temperature": 0.8, "top_k": 0, "top_p": 1.0}

@@ -20,7 +20,7 @@ from gcpo_t2i.credit_eval.metrics import density_ratio
 from gcpo_t2i.credit_eval.objects import Objects
 from gcpo_t2i.credit_eval.rules import contrasts, credit, fits
 from gcpo_t2i.data import Prompt
-from gcpo_t2i.shapes.prompts import article
+from gcpo_t2i.maps.scored import without
 
 TAGS = ("two_object", "color_attr")
 SCALES = ("power_rank", "mean")  # of the credit: as in training, and in proportion to the evidence
@@ -37,24 +37,13 @@ class Case:
     other: np.ndarray  # (T,) bool
 
 
-def noun_phrase(clause: Mapping[str, Any]) -> str:
-    """`a red circle`"""
-    return article(f"{clause['color']} {clause['class']}" if "color" in clause else clause["class"])
-
-
-def photo_of(*phrases: str) -> str:
-    return f"a photo of {' and '.join(phrases)}"
-
-
-def without(include: Sequence[Mapping[str, Any]], which: int) -> dict[str, str]:
-    """What is left out of a prompt of two objects at its clause `which` → the prompt without it."""
+def phrases_of(include: Sequence[Mapping[str, Any]], which: int) -> dict[str, str]:
+    """Kind → what a prompt of two objects says of its clause `which` alone: {"object": "red circle", "colour": "red"}."""
     clause, other = include[which], include[1 - which]
-    negatives = {"object": photo_of(noun_phrase(other))}
-    if "color" in clause:
-        plain = [noun_phrase(other), noun_phrase(other)]
-        plain[which] = article(clause["class"])
-        negatives["colour"] = photo_of(*plain)
-    return negatives
+    if "color" not in clause:
+        return {"object": clause["class"]}
+    named = {"object": f"{clause['color']} {clause['class']}"}
+    return named if clause["color"] == other.get("color") else {**named, "colour": clause["color"]}
 
 
 def cases(prompts: Sequence[Prompt], objects: Sequence[Objects]) -> list[Case]:
@@ -70,8 +59,8 @@ def cases(prompts: Sequence[Prompt], objects: Sequence[Objects]) -> list[Case]:
         for which in (0, 1):
             named, other = masks[which] & ~masks[1 - which], masks[1 - which] & ~masks[which]
             if named.any() and other.any():
-                for kind, negative in without(include, which).items():
-                    contrasted = replace(prompt, negative=negative)
+                for kind, phrase in phrases_of(include, which).items():
+                    contrasted = replace(prompt, negative=without(prompt.text, phrase))
                     found.append(Case(image, f"{prompt.columns['tag']}: {kind}", contrasted, named, other))
     return found
 

@@ -14,7 +14,7 @@ from gcpo_t2i.errors import UserError
 from gcpo_t2i.images import enlarge
 from gcpo_t2i.maps.draw import LEAST, OPACITY, Scale, overlay
 from gcpo_t2i.maps.results import Group, Scales, best_first
-from gcpo_t2i.maps.scored import ScoredImages
+from gcpo_t2i.maps.scored import ScoredImages, phrase_settings
 
 PICTURE, CREDIT, ADVANTAGE = "picture", "credit", "advantage"
 MEANING = {
@@ -86,9 +86,9 @@ def panels(group: Group, view: View, scales: Scales, i: int) -> list[Panel]:
         if values is not None:
             shown.append(_panel(title, scored, i, values, scale_of(scales, kind), view.opacity, MEANING[kind]))
     for phrase, own in group.phrases.items():
-        values = values_of(own, CREDIT, settings)
+        values = values_of(own, CREDIT, phrase_settings(settings))
         if values is not None:
-            shown.append(_panel(f"credit of “{phrase}”", own, i, values, scales.credit, view.opacity))
+            shown.append(_panel(f"credit of “{phrase}”", own, i, values, scales.phrase, view.opacity))
     return shown
 
 
@@ -104,7 +104,8 @@ def cells(group: Group, settings: CreditSettings, i: int) -> list[str]:
     named = {"log p with the prompt": scored.tensors["cond_logp"], "without": scored.tensors["null_logp"]}
     credit, advantage = (values_of(scored, kind, settings) for kind in (CREDIT, ADVANTAGE))
     signed = {"credit": credit, "credit × advantage": advantage}
-    signed |= {f"credit of “{phrase}”": values_of(own, CREDIT, settings) for phrase, own in group.phrases.items()}
+    by_phrase = phrase_settings(settings)
+    signed |= {f"credit of “{phrase}”": values_of(own, CREDIT, by_phrase) for phrase, own in group.phrases.items()}
     lines = []
     for t in range(scored.tokens.shape[1]):
         parts = [f"row {t // columns + 1}, column {t % columns + 1}", f"code {scored.tokens[i, t]}"]

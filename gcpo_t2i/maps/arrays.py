@@ -12,7 +12,7 @@ import numpy as np
 
 from gcpo_t2i.algo.credit import CreditSettings
 from gcpo_t2i.files import whole_file, write_text
-from gcpo_t2i.maps.scored import ScoredImages
+from gcpo_t2i.maps.scored import ScoredImages, phrase_settings
 
 ARRAYS, DESCRIPTION = "arrays.npz", "arrays.json"
 
@@ -49,7 +49,7 @@ def named_arrays(
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     if phrases:
         arrays["phrase_null_logp"] = np.stack([own.tensors["null_logp"].numpy() for own in phrases.values()])
-        arrays["phrase_credit"] = np.stack([own.credit(settings).numpy() for own in phrases.values()])
+        arrays["phrase_credit"] = np.stack([own.credit(phrase_settings(settings)).numpy() for own in phrases.values()])
     return arrays
 
 
@@ -63,6 +63,7 @@ def description(scored: ScoredImages, settings: CreditSettings, phrases: Mapping
         "sampling": None if scored.given else asdict(scored.sampling),
         "temperature": scored.sampling.temperature,
         "credit": asdict(settings),
+        "phrase_credit": asdict(phrase_settings(settings)),
         "scores": scored.scores,
         "reasons": [getattr(verdict, "reason", None) for verdict in scored.verdicts],
         "rewards": scored.rewards.tolist(),

@@ -9,7 +9,7 @@ base/                                of the model to compare with: all but the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from gcpo_t2i.maps.arrays import write_arrays
 from gcpo_t2i.maps.draw import Scale, advantage_scale, credit_scale, overlay
 from gcpo_t2i.maps.figure import Line, figure, save
 from gcpo_t2i.maps.remarks import brief, of_evidence
-from gcpo_t2i.maps.scored import ScoredImages
+from gcpo_t2i.maps.scored import ScoredImages, phrase_settings
 
 FIGURE, BASE = "heatmap.png", "base"
 COLUMNS = 8  # images in the figure; all of them are in files
@@ -38,17 +38,22 @@ class Group:
 
 @dataclass(frozen=True)
 class Scales:
-    """One for all credit maps and one for all advantage maps of a figure: what looks alike is alike."""
+    """One for all maps of a kind in a figure: what looks alike is alike."""
 
     credit: Scale
     advantage: Scale
+    phrase: Scale
 
     @classmethod
     def of(cls, groups: Sequence[Group], settings: CreditSettings) -> Scales:
-        parts = [own for group in groups for own in (group.scored, *group.phrases.values()) if not own.unmoved.all()]
-        credit = torch.cat([torch.zeros(0), *(own.credit(settings).flatten() for own in parts)])
+        def extent(parts: Iterable[ScoredImages], settings: CreditSettings) -> Scale:
+            moved = [own.credit(settings).flatten() for own in parts if not own.unmoved.all()]
+            return credit_scale(torch.cat([torch.zeros(0), *moved]), settings)
+
         advantage = torch.cat([group.scored.advantage_map(settings).flatten() for group in groups])
-        return cls(credit_scale(credit, settings), advantage_scale(advantage))
+        phrases = [own for group in groups for own in group.phrases.values()]
+        credit = extent((group.scored for group in groups), settings)
+        return cls(credit, advantage_scale(advantage), extent(phrases, phrase_settings(settings)))
 
 
 def write(folder: Path, groups: Sequence[Group], settings: CreditSettings, seed: int | None) -> None:
@@ -85,7 +90,7 @@ def lines_of(group: Group, settings: CreditSettings, scales: Scales) -> list[Lin
     for k, (phrase, own) in enumerate(group.phrases.items()):
         if not own.unmoved.all():
             label = f"credit of “{brief(phrase, 25)}”"
-            lines.append(_maps(f"-phrase-{k}", label, own, own.credit(settings), scales.credit))
+            lines.append(_maps(f"-phrase-{k}", label, own, own.credit(phrase_settings(settings)), scales.phrase))
     return lines
 
 

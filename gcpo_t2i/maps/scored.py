@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from gcpo_t2i.algo.advantage import group_advantage, has_spread
-from gcpo_t2i.algo.credit import NORMALIZERS, CreditSettings, evidence
+from gcpo_t2i.algo.credit import CONTRASTS, NORMALIZERS, CreditSettings, evidence
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models.policy import Policy, Rollout
@@ -30,6 +30,7 @@ from gcpo_t2i.scoring import RewardSet, Scores
 
 STATS = ("exact_kl", "js", "entropy")
 CHUNK = 16  # images scored at a time
+CONJUNCTIONS = {"and", "or"}
 SAME = 1e-4  # nats: two predictions of a code that differ by less differ by rounding
 
 
@@ -132,16 +133,48 @@ def phrase_maps(policy: Policy, scored: ScoredImages, phrases: Sequence[str]) ->
     return {phrase: contrasted(policy, scored, negative) for phrase, negative in negatives.items()}
 
 
+def phrase_settings(settings: CreditSettings) -> CreditSettings:
+    """How the map of a phrase is drawn: `mean` in place of `power_rank`, where the contrast has no sign.
+
+    Ranks give four fifths of the weight to two fifths of the codes whatever the phrase, and a word acts on fewer: on drawn
+    scenes of two objects, credit on the object that a phrase names was 1.2 times that on the other, with `mean` 3 to 5 times
+    (docs/credit.md). Training is another matter: there, one code must not take a whole image's weight.
+    """
+    ranked = settings.normalizer == "power_rank" and not CONTRASTS[settings.contrast].signed
+    return replace(settings, normalizer="mean") if ranked else settings
+
+
 def without(text: str, phrase: str) -> str | None:
     """The prompt without a phrase, wherever it stands in it as whole words, in any case; None if nothing is left.
 
-    UserError for a phrase that is not in the prompt.
+    What cannot stand alone goes with it: "a red circle and a blue square" without "blue square" is "a red circle", and "an
+    orange circle" without "orange" is "a circle". UserError for a phrase that is not in the prompt.
     """
     words = r"\s+".join(re.escape(word) for word in phrase.split())
-    left, found = re.subn(rf"(?<!\w){words}(?!\w)", " ", text, flags=re.IGNORECASE) if words else (text, 0)
+    pattern = rf"(?:\b(an?|the)\s+)?(?<!\w){words}(?!\w)\s*(\w*)"
+    left, found = re.subn(pattern, _joined, text, flags=re.IGNORECASE) if words else (text, 0)
     if not found:
         raise UserError(f"phrase '{phrase}' is not in the prompt '{text[:200]}'; give words that stand there in a row")
-    return " ".join(left.split()) or None
+    return " ".join(_without_strays(left.split())) or None
+
+
+def _joined(cut: re.Match[str]) -> str:
+    """What is left of article, phrase and next word."""
+    article, following = cut[1], cut[2]
+    if not article or not following or following.lower() in CONJUNCTIONS:
+        return f" {following}"
+    if article.lower() != "the":
+        article = f"{article[0]}{'n' if following[0].lower() in 'aeiou' else ''}"
+    return f" {article} {following}"
+
+
+def _without_strays(words: list[str]) -> list[str]:
+    """Without an "and" that has nothing to join."""
+    for i, word in enumerate(words):
+        before = words[i - 1].lower() if i else ""
+        if word.lower() in CONJUNCTIONS and (i + 1 == len(words) or before in {"", "of", *CONJUNCTIONS}):
+            return _without_strays(words[:i] + words[i + 1 :])
+    return words
 
 
 @torch.no_grad()
