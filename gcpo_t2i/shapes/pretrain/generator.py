@@ -64,10 +64,10 @@ class Phase:
     wrong_words: float = 0.0  # share of the words that say what is there and are wrong
 
 
-WORDS = Phase("words", parts=26, peak=1.5e-3, warmup=200)
-ORDER = Phase("order", parts=4, peak=1.5e-3, warmup=200, tags=("position", "color_attr"), order_weight=0.1)
-SETTLE = Phase("settle", parts=8, peak=1e-3, warmup=50, falls=True, order_weight=0.05)
-DOUBT = Phase("doubt", parts=4, peak=5e-4, warmup=20, falls=True, wrong_words=0.35)
+WORDS = Phase("words", parts=52, peak=1.5e-3, warmup=200)
+ORDER = Phase("order", parts=8, peak=1.5e-3, warmup=200, tags=("position", "color_attr"), order_weight=0.1)
+SETTLE = Phase("settle", parts=16, peak=1e-3, warmup=50, falls=True, order_weight=0.05)
+DOUBT = Phase("doubt", parts=3, peak=5e-4, warmup=20, falls=True, wrong_words=0.35)
 PHASES = (WORDS, ORDER, SETTLE, DOUBT)
 
 
