@@ -347,7 +347,7 @@ def test_the_steps_of_the_phases_add_up() -> None:
 
 
 def test_the_generator_goes_through_its_phases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Twenty steps: 13 of words, 2 of order, 4 to settle, 1 of doubt. Only order leaves tags out, only doubt has wrong words."""
+    """Twenty steps: 13, 2, 4 and 1. Only order leaves tags out, only doubt has wrong words."""
     seen: list[tuple[int, float]] = []
     mixtures: list[int] = []
 
