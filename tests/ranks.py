@@ -35,7 +35,7 @@ def make(runs: list[dict[str, Any]], folder: Path) -> list[Done]:
     (folder / "runs.json").write_text(json.dumps(runs))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.ranks", str(folder / "runs.json")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return [Done(*found) for found in json.loads(done.stdout.splitlines()[-1])]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,63 +106,67 @@ def same(one: Path, other: Path) -> None:
 
 
 COARSE = ["--algorithm", "dapo", "--prompts_per_step", "4"]
-WHOLE = {
-    "guidance": ([], {}),
-    "random": (["--algorithm", "random_credit"], {}),
-    "dapo": (COARSE, {}),
-    "sharded": ([], FSDP2),
-    "sharded dapo": ([*COARSE, "--gradient_checkpointing", "--micro_batch_size", "3"], FSDP2),
+WHOLE = {  # options, environment of the run by two processes, and the run by one that it must be
+    "guidance": ([], {}, "guidance 1"),
+    "random": (["--algorithm", "random_credit"], {}, "random 1"),
+    "dapo": (COARSE, {}, "dapo 1"),
+    "sharded": ([], FSDP2, "guidance 1"),
+    "sharded dapo": ([*COARSE, "--gradient_checkpointing", "--micro_batch_size", "3"], FSDP2, "dapo 1"),
+}
+CHANGES = {  # after three steps of a whole run: processes and environment that go on
+    ("guidance 2", "by 1"): (1, {}),
+    ("guidance 1", "by 2"): (2, {}),
+    ("guidance 2", "by 2"): (2, {}),
+    ("sharded 2", "by 1"): (1, {}),
+    ("guidance 1", "sharded"): (2, FSDP2),
+    ("sharded 2", "sharded"): (2, FSDP2),
 }
 
 
-@pytest.fixture(scope="module")
-def made(tiny_folder: Path, rewards: Path, folder: Path) -> Path:
-    """A folder with each run of WHOLE by two processes and by one, and runs whose number of processes changes."""
-    runs = []
-
-    def add(name: str, processes: int, *own: str, **environment: str) -> None:
-        runs.append(ranks.run(command(tiny_folder, rewards, folder / name, *own), processes, **environment))
-
-    for name, (own, environment) in WHOLE.items():
-        if "dapo" in name:
-            own = [*own, "--rewards", json.dumps([{"name": f"{rewards}:coarse"}])]
-        add(f"{name} 2", 2, *own, **environment)
-        if name != "sharded":
-            add(f"{name} 1", 1, *own)
-    for name, first, then in CHANGES:
-        add(name, *first[:1], "--steps", "3", **first[1])
-        resume = ["train", "--output_dir", str(folder / name / "run"), "--resume", "--steps", "6"]
-        runs.append(ranks.run(resume, then[0], **then[1]))
-    for one, done in zip(runs, ranks.make(runs, folder / "logs"), strict=True):
+def make(runs: list[dict[str, Any]], logs: Path) -> None:
+    for one, done in zip(runs, ranks.make(runs, logs), strict=True):
         assert set(done.codes) == {0}, (one, done.told)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_folder: Path, rewards: Path, folder: Path) -> Path:
+    """A folder with each run of WHOLE."""
+    runs = []
+    for name, (own, environment, twin) in WHOLE.items():
+        reward = ["--rewards", json.dumps([{"name": f"{rewards}:coarse"}])] if "dapo" in name else []
+        for count in (1, 2) if twin == f"{name} 1" else (2,):
+            arguments = command(tiny_folder, rewards, folder / f"{name} {count}", *own, *reward)
+            runs.append(ranks.run(arguments, count, **(environment if count == 2 else {})))
+    make(runs, folder / "whole-logs")
     return folder
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_two_processes_make_the_run_of_one(name: str, made: Path) -> None:
-    agree(made / f"{name} 2", made / ("guidance 1" if name == "sharded" else f"{name} 1"))
+def test_two_processes_make_the_run_of_one(name: str, whole: Path) -> None:
+    agree(whole / f"{name} 2", whole / WHOLE[name][2])
     if "dapo" in name:
-        assert any(0 < row["frac_reward_zero_std"] < 1 for row in rows(made / f"{name} 1") if "loss" in row)
+        assert any(0 < row["frac_reward_zero_std"] < 1 for row in rows(whole / f"{name} 2") if "loss" in row)
 
 
-CHANGES = [
-    ("2, 1", (2, {}), (1, {})),
-    ("1, 2", (1, {}), (2, {})),
-    ("2, 2", (2, {}), (2, {})),
-    ("sharded, 1", (2, FSDP2), (1, {})),
-    ("1, sharded", (1, {}), (2, FSDP2)),
-    ("sharded, sharded", (2, FSDP2), (2, FSDP2)),
-]
+@pytest.fixture(scope="module")
+def resumed(whole: Path) -> Path:
+    """A folder with the runs of CHANGES: from checkpoint-3 on, which a run that ended after step 3 would have left."""
+    runs = []
+    for (start, then), (count, environment) in CHANGES.items():
+        run = Path(shutil.copytree(whole / start, whole / f"{start}, {then}")) / "run"
+        shutil.rmtree(run / "checkpoint-6")
+        shutil.rmtree(run / "policy")
+        runs.append(ranks.run(["train", "--output_dir", str(run), "--resume"], count, **environment))
+    make(runs, whole / "resumed-logs")
+    return whole
 
 
-@pytest.mark.parametrize("name", [name for name, *_ in CHANGES])
-def test_a_run_may_go_on_with_another_number_of_processes(name: str, made: Path) -> None:
-    if name == "2, 2":
-        same(made / name, made / "guidance 2")
-    elif name == "sharded, sharded":
-        same(made / name, made / "sharded 2")
-    else:
-        agree(made / name, made / "guidance 1")
+@pytest.mark.parametrize(("start", "then"), CHANGES)
+def test_a_run_goes_on_with_any_number_of_processes(start: str, then: str, resumed: Path) -> None:
+    run = resumed / f"{start}, {then}"
+    agree(run, resumed / "guidance 1")
+    if (start, then) in (("guidance 2", "by 2"), ("sharded 2", "sharded")):
+        same(run, resumed / start)
 
 
 # ---- one of them ends
@@ -189,7 +194,7 @@ def ended(tiny_folder: Path, rewards: Path, folder: Path) -> dict[str, ranks.Don
     for name in ("failed", "stopped"):
         resume = ["train", "--output_dir", str(folder / name / "run"), "--resume"]
         runs[f"{name}, resumed"] = ranks.run(resume)
-    runs["whole"] = ranks.run(command(tiny_folder, rewards, folder / "whole", "--eval.batch_size", "3"))
+    runs["left alone"] = ranks.run(command(tiny_folder, rewards, folder / "left alone", "--eval.batch_size", "3"))
     return dict(zip(runs, ranks.make(list(runs.values()), folder / "ends"), strict=True))
 
 
@@ -220,7 +225,7 @@ def test_what_ends_in_one_ends_all_and_keeps_the_step(
     assert ("raised RuntimeError: the server is gone" in done.told[0]) == (name == "failed")
     assert f"checkpoint-{step}" in [path.name for path in (folder / name / "run").glob("checkpoint-*")]
     assert ended[f"{name}, resumed"].codes == [0, 0]
-    same(folder / name, folder / "whole")
+    same(folder / name, folder / "left alone")
 
 
 def test_what_fails_before_the_first_step_or_in_the_first_process_alone_is_told_once(
