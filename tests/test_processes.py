@@ -173,19 +173,19 @@ def test_a_run_goes_on_with_any_number_of_processes(start: str, then: str, resum
 
 
 ENDS = {
-    "killed": {"HOW": "kill", "CALL": "4"},
-    "the first killed": {"HOW": "kill", "CALL": "4", "VICTIM": "0"},
-    "killed while the other is deaf": {"HOW": "kill", "CALL": "4", "DEAF": "yes"},
-    "killed while sharded": {"HOW": "kill", "CALL": "4", **FSDP2},
-    "failed": {"HOW": "fail", "CALL": "4"},
-    "stopped": {"HOW": "stop", "CALL": "4"},
+    "killed": {"HOW": "kill", "CALL": "3"},
+    "the first killed": {"HOW": "kill", "CALL": "3", "VICTIM": "0"},
+    "killed while the other is deaf": {"HOW": "kill", "CALL": "3", "DEAF": "yes"},
+    "killed while sharded": {"HOW": "kill", "CALL": "3", **FSDP2},
+    "failed": {"HOW": "fail", "CALL": "3"},
+    "stopped": {"HOW": "stop", "CALL": "3"},
     "failed in an evaluation": {"HOW": "fail", "CALL": "1"},
 }
 
 
 @pytest.fixture(scope="module")
 def ended(tiny_folder: Path, rewards: Path, folder: Path) -> dict[str, ranks.Done]:
-    """What became of runs, of which process 1 (or 0) ends in its fourth call of the reward: of step 3."""
+    """What became of runs, of which process 1 (or 0) ends in its third call of the reward it trains on: of step 3."""
     runs = {}
     for name, environment in ENDS.items():
         own = ["--eval.batch_size", "3", "--save_every", "0"]
