@@ -21,6 +21,7 @@ from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import delete_folder, whole_folder
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.processes import ALONE, Processes
+from gcpo_t2i.sharding import load_state
 
 FORMAT = 3
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "model.safetensors", "optimizer.pt", "random.pt", "state.json"
@@ -61,11 +62,18 @@ class TrainState:
         random.setstate(saved["python"])
 
 
-def save(run: Path, state: TrainState, settings: Mapping[str, Any], randoms: list[Any], keep_last: int | None) -> Path:
+def save(
+    run: Path,
+    state: TrainState,
+    settings: Mapping[str, Any],
+    randoms: list[Any],
+    keep_last: int | None,
+    optimizer: Mapping[str, Any] | None = None,
+) -> Path:
     """Writes `checkpoint-<step>`, and deletes all but the `keep_last` newest (None: keeps them).
 
-    `settings` are those of the run, as JSON has them; `randoms` holds `state.random()` of every process. UserError if it
-    cannot be written; the checkpoints before it are then still there.
+    `settings` are those of the run, as JSON has them; `randoms` holds `state.random()` of every process; `optimizer` is the
+    whole state of one that is sharded. UserError if it cannot be written; the checkpoints before it are then still there.
     """
     final = run / f"checkpoint-{state.step}"
     counters = {name: getattr(state, name) for name in state.counters}
@@ -73,7 +81,7 @@ def save(run: Path, state: TrainState, settings: Mapping[str, Any], randoms: lis
     try:
         with whole_folder(final) as folder:
             save_file({name: p.contiguous().cpu() for name, p in state.weights().items()}, folder / WEIGHTS)
-            torch.save(state.optimizer.state_dict(), folder / OPTIMIZER)
+            torch.save(optimizer or state.optimizer.state_dict(), folder / OPTIMIZER)
             torch.save(randoms, folder / RANDOM)
             (folder / STATE).write_text(json.dumps(about, indent=2), encoding="utf-8")
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
@@ -132,7 +140,7 @@ def load(folder: Path, state: TrainState, processes: Processes = ALONE) -> list[
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
-    state.optimizer.load_state_dict(optimizer)
+    load_state(state.optimizer, optimizer)
     for name, value in counters.items():
         setattr(state, name, value)
     if len(randoms) == processes.count:

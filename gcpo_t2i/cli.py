@@ -7,6 +7,7 @@ does the work is imported last, when all settings have been checked.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse's way to end --help
         return stop.code if isinstance(stop.code, int) else 0
     except Stopped as stopped:
-        print(f"gcpo-t2i: {stopped}", file=sys.stderr)
+        _say(str(stopped), stopped.everywhere)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         print("\ngcpo-t2i: stopped by Ctrl-C", file=sys.stderr)
@@ -39,8 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if not isinstance(error, UserError) and not _is_reward_error(error):
             raise
-        print(f"gcpo-t2i: error: {error}", file=sys.stderr)
+        _say(f"error: {error}", getattr(error, "everywhere", False))
         return 2
+
+
+def _say(line: str, everywhere: bool) -> None:
+    """`everywhere`: all processes of a run have the same to say, and the first one says it."""
+    if not everywhere or os.environ.get("RANK", "0") == "0":
+        print(f"gcpo-t2i: {line}", file=sys.stderr)
 
 
 def _is_reward_error(error: ValueError) -> bool:
@@ -69,7 +76,7 @@ def _dispatch(argv: list[str]) -> int:
     result = getattr(importlib.import_module(module), function)(config)
     if isinstance(result, int):
         return result
-    if result is not None:
+    if result is not None and os.environ.get("RANK", "0") == "0":
         print(f"results: {result}")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
@@ -13,7 +14,7 @@ from gcpo_t2i.data import Prompt, PromptSampler
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.processes import ALONE, Processes
 from gcpo_t2i.rollout import Sampling, sample_batch
-from gcpo_t2i.scoring import RewardSet, Scores
+from gcpo_t2i.scoring import RewardFailed, RewardSet, Scores
 from gcpo_t2i.seeds import generators
 
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
@@ -82,12 +83,17 @@ def evaluate(
     """
     starts = range(0, len(prompts), batch_size)
     own: dict[int, tuple[Scores, list[Image.Image]]] = {}
-    for turn in range(0, len(starts), processes.count):
-        for start in starts[turn : turn + processes.count][processes.index : processes.index + 1]:
+
+    def take(starts: Sequence[int]) -> None:
+        for start in starts:
             part = list(prompts[start : start + batch_size])
             draws = generators(seed, [(start + i, 0) for i in range(len(part))])
             batch = sample_batch(policy, part, rewards, sampling, draws, need_null=False)
             own[start] = batch.scores, batch.images
+
+    for turn in range(0, len(starts), processes.count):
+        mine = turn + processes.index
+        processes.together(partial(take, starts[mine : mine + 1]), RewardFailed)
         on_progress(min(len(prompts), (turn + processes.count) * batch_size))  # by all, also by one without a batch
     found = {start: batch for each in processes.gather(own) for start, batch in each.items()}
     ordered = [found[start] for start in starts]

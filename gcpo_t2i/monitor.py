@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gcpo_t2i.config import TrainConfig
+from gcpo_t2i.config import RewardConfig, TrainConfig, reward_name
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.rollout import Batch
 from gcpo_t2i.scoring import RewardSet, scored_name
@@ -69,9 +69,15 @@ def watched_rewards(config: TrainConfig, eval_rewards: RewardSet, device: str) -
     """Those of `monitor.rewards`, by default those of the evaluation that are not trained on. UserError as from `load`."""
     if config.monitor.rewards is not None:
         return RewardSet.load(config.monitor.rewards, device, label=scored_name)
-    trained = {reward.name for reward in config.rewards}
-    held_out = {label: reward for label, reward in eval_rewards.rewards.items() if reward.name not in trained}
+    trained = {_served(reward) for reward in config.rewards}
+    named = zip(eval_rewards.rewards.items(), config.eval.rewards, strict=True)
+    held_out = {label: reward for (label, reward), given in named if _served(given) not in trained}
     return RewardSet(held_out, {label: eval_rewards.weights[label] for label in held_out})
+
+
+def _served(reward: RewardConfig) -> str:
+    """Its name, on whatever machine it is computed: of `remote` that of the reward on the server."""
+    return reward_name(reward).removeprefix("remote/")
 
 
 class Watch:

@@ -84,7 +84,7 @@ def run(config: TrainConfig) -> list[dict[str, Any]]:
     trainer.prompts = PromptSampler([Prompt(prompt.text, prompt.negative) for prompt in few], config.seed)
     rows = []
     with (
-        open_run(config, trainer.accelerator) as opened,
+        open_run(config, trainer.processes) as opened,
         Report(config, opened, trainer.accelerator, start=0) as report,
     ):
         save_config(config, opened.folder / "config.yaml")

@@ -28,6 +28,7 @@ from gcpo_t2i.image_scores import scores_path, write_scores
 from gcpo_t2i.maps.training import grid_with_maps
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.monitor import Monitor
+from gcpo_t2i.processes import Processes
 from gcpo_t2i.rollout import Batch
 from gcpo_t2i.run import Run
 
@@ -96,6 +97,8 @@ class Report:
             truncate_metrics(self.folder / "metrics.jsonl", self.start if self.run.checkpoint else -1)
             self.evaluations = _read_evaluations(self.folder / "metrics.jsonl")
             self.monitor = Monitor(row for row in _read_rows(self.folder / "metrics.jsonl") if "reward" in row)
+        # All must know which are made, to make the others together.
+        self.evaluations = Processes.of(self.accelerator).gather(self.evaluations)[0]
         config = self.config
         self.console.print(
             f"[bold]{config.algorithm}[/] on {config.model}: {config.steps} steps of {config.prompts_per_step} prompts × "

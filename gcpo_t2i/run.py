@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from gcpo_t2i.checkpoint import about, all_in
 from gcpo_t2i.config import TrainConfig, share_of_prompts
@@ -24,8 +23,10 @@ from gcpo_t2i.models import load_policy
 from gcpo_t2i.models.hub import local_folder
 from gcpo_t2i.models.lora import Adapters, WithoutAdapters, import_peft
 from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.processes import Processes
 from gcpo_t2i.resume import check_settings
 from gcpo_t2i.shapes import checkpoint_path
+from gcpo_t2i.sharding import sharded_copy
 
 EMBEDDED_MODEL = "shapesworld"
 
@@ -95,11 +96,11 @@ def load_to_train(config: TrainConfig, device: torch.device) -> tuple[Policy, Ad
     return policy, Adapters.add(policy, config.lora, config.model, config.seed)
 
 
-def starting_model(policy: Policy, adapters: Adapters | None) -> Any:
+def starting_model(policy: Policy, adapters: Adapters | None, sharded: bool = False) -> Any:
     """What scores as `policy` does now, whatever is trained later: a frozen copy, or the policy without its adapters."""
     if adapters is not None:
         return WithoutAdapters(policy, adapters)
-    return copy.deepcopy(policy).requires_grad_(False)
+    return (sharded_copy(policy) if sharded else copy.deepcopy(policy)).requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -112,35 +113,36 @@ class Run:
 
 
 @contextmanager
-def open_run(config: TrainConfig, accelerator: Accelerator) -> Iterator[Run]:
+def open_run(config: TrainConfig, processes: Processes) -> Iterator[Run]:
     """Makes the run folder, or opens it to go on. Sets `config.output_dir` if that was open.
 
     UserError if it holds a run that neither flag allows to touch, if another process uses it, or if the settings
     contradict those of the checkpoint to go on from; nothing in it has changed then.
     """
     with ExitStack() as stack:
-        if accelerator.is_main_process:
-            folder = _claim(config, stack)
-            checkpoint, notes = _to_resume(folder, config) if config.resume else (None, [])
-            clear_leftovers(folder)
-            if config.overwrite:
-                remove_output(folder, "config.yaml", "run")
-            found = [(str(folder), checkpoint, notes)]
-        else:
-            found = [None]
-        broadcast_object_list(found)
-        folder, checkpoint, notes = found[0]  # type: ignore[misc]
-        config.output_dir = str(folder)
+
+        def claim() -> tuple[str, Path | None, list[str]] | None:
+            return _claim(config, stack) if processes.index == 0 else None
+
+        found = processes.gather(processes.together(claim))[0]
+        assert found is not None
+        folder, checkpoint, notes = found
+        config.output_dir = folder
         yield Run(Path(folder), checkpoint, tuple(notes))
 
 
-def _claim(config: TrainConfig, stack: ExitStack) -> Path:
-    """The run folder, made if it is not there, and locked until the stack is closed."""
+def _claim(config: TrainConfig, stack: ExitStack) -> tuple[str, Path | None, list[str]]:
+    """The run folder, made if it is not there, emptied if it shall be, and locked until the stack is closed; the checkpoint
+    to go on from; notes on that."""
     folder = Path(config.output_dir) if config.output_dir else next_run_dir(config.algorithm)
     check_output_dir(folder, overwrite=config.overwrite, resume=config.resume)
     folder.mkdir(parents=True, exist_ok=config.output_dir is not None)
     stack.enter_context(locked(folder))
-    return folder
+    checkpoint, notes = _to_resume(folder, config) if config.resume else (None, [])
+    clear_leftovers(folder)
+    if config.overwrite:
+        remove_output(folder, "config.yaml", "run")
+    return str(folder), checkpoint, notes
 
 
 def _to_resume(folder: Path, config: TrainConfig) -> tuple[Path | None, list[str]]:

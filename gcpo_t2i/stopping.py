@@ -5,19 +5,26 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from types import FrameType, TracebackType
 
 from gcpo_t2i.errors import Stopped
-from gcpo_t2i.processes import Processes
+from gcpo_t2i.processes import ALONE, Processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ONE_SIGNAL = (
+    1.0  # seconds in which a second one is the first once more: a launcher passes on what its workers got as well
+)
 
 
 class Stopping:
-    """`with Stopping() as stopping`: notes the first signal. Does nothing outside the main thread, where Python has none."""
+    """`with Stopping(processes) as stopping`: notes the first signal. Does nothing outside the main thread, where Python has
+    none."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes = ALONE) -> None:
+        self.processes = processes
         self.signal: int | None = None
+        self.since = 0.0
 
     def __enter__(self) -> Stopping:
         self.before = {}
@@ -32,13 +39,15 @@ class Stopping:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        now = time.monotonic()
+        if self.signal is not None and now - self.since > ONE_SIGNAL:
             raise KeyboardInterrupt
-        self.signal = number
-        print("\nstopping after this step; once more to stop at once, without saving", file=sys.stderr)
+        if self.signal is None and self.processes.index == 0:
+            print("\nstopping after this step; once more to stop at once, without saving", file=sys.stderr)
+        self.signal, self.since = number, now
 
-    def check(self, processes: Processes) -> None:
+    def check(self) -> None:
         """Raises Stopped if any process got a signal. All processes must call it at the same point."""
-        for number in processes.gather(self.signal):
+        for number in self.processes.gather(self.signal):
             if number is not None:
                 raise Stopped(number)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from gcpo_t2i import checkpoint
+from gcpo_t2i import checkpoint, sharding
 from gcpo_t2i.algo.credit import top_mass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import OptimConfig, TrainConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, repeated
-from gcpo_t2i.errors import Stopped, UserError
+from gcpo_t2i.errors import Stopped, UserError, everywhere
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.files import cannot_write
+from gcpo_t2i.lifeline import Lifeline
 from gcpo_t2i.metrics import sample_metrics, timing
 from gcpo_t2i.monitor import Watch, watched_rewards
 from gcpo_t2i.processes import Processes
@@ -47,39 +50,50 @@ def train(config: TrainConfig) -> Path:
     UserError for what the user can mend; Stopped, after a checkpoint, for Ctrl-C and SIGTERM.
     """
     trainer = Trainer(config)
-    with open_run(config, trainer.accelerator) as run:
+    processes = trainer.processes
+    with open_run(config, processes) as run:
         trainer.resume(run)
-        if trainer.accelerator.is_main_process:
+        if processes.index == 0:
             save_config(config, run.folder / "config.yaml")
-        with Stopping() as stopping, Report(config, run, trainer.accelerator, trainer.state.step) as report:
-            try:
-                for note in (*run.notes, *trainer.notes):
-                    report.warn(note)
+        with (
+            Lifeline(processes, go_on(run, processes)),
+            Stopping(processes) as stopping,
+            Report(config, run, trainer.accelerator, trainer.state.step) as report,
+        ):
+            for note in (*run.notes, *trainer.notes):
+                report.warn(note)
+            with kept_on_failure(trainer, run):
                 run_steps(trainer, run, report, stopping)
-            except Stopped as stopped:
-                trainer.save(run)
-                raise Stopped(stopped.signal, f"stopped after step {trainer.state.step}; {go_on(run)}") from stopped
-            except RewardFailed as failed:  # a server that died, for instance: what was learned is kept
-                if trainer.state.step == 0 or trainer.accelerator.num_processes > 1:
-                    raise
-                trainer.save(run)
-                raise UserError(f"{failed}; stopped after step {trainer.state.step}; {go_on(run)}") from failed
-            except OSError as error:
-                if not cannot_write(error):
-                    raise
-                raise UserError(
-                    f"{run.folder}: cannot be written ({error.strerror}); mend that; {go_on(run)}"
-                ) from error
             trainer.merge(run)
             report.finish(trainer.policy)
     return run.folder
+
+
+@contextmanager
+def kept_on_failure(trainer: Trainer, run: Run) -> Iterator[None]:
+    """Where what ends a run leaves its state whole, a checkpoint of it is written; the error says how to go on."""
+    cure = go_on(run, trainer.processes)
+    try:
+        yield
+    except Stopped as stopped:
+        trainer.save(run)
+        raise Stopped(stopped.signal, f"stopped after step {trainer.state.step}; {cure}") from stopped
+    except RewardFailed as failed:  # a server that died, for instance; in all processes
+        if trainer.state.step == 0:
+            raise
+        trainer.save(run)
+        raise everywhere(UserError(f"{failed}; stopped after step {trainer.state.step}; {cure}")) from failed
+    except OSError as error:
+        if not cannot_write(error):
+            raise
+        raise UserError(f"{run.folder}: cannot be written ({error.strerror}); mend that; {cure}") from error
 
 
 def run_steps(trainer: Trainer, run: Run, report: Report, stopping: Stopping) -> None:
     """From where the state is to the last step. Whatever is due at a step and not there yet is made up for first."""
     config, state = trainer.config, trainer.state
     while True:
-        stopping.check(trainer.processes)
+        stopping.check()
         if is_due(config.eval_every, state.step, config.steps) and state.step not in report.evaluated:
             report.evaluation(state.step, trainer.evaluate(report, stopping))
         if state.step == config.steps:
@@ -97,8 +111,9 @@ def is_due(every: int, step: int, steps: int) -> bool:
     return step in (0, steps) or (every > 0 and step % every == 0)
 
 
-def go_on(run: Run) -> str:
-    return f"go on with: gcpo-t2i train --output_dir {shlex.quote(str(run.folder))} --resume"
+def go_on(run: Run, processes: Processes) -> str:
+    program = "gcpo-t2i" if processes.count == 1 else "accelerate launch ... -m gcpo_t2i"
+    return f"go on with: {program} train --output_dir {shlex.quote(str(run.folder))} --resume"
 
 
 class Trainer:
@@ -120,8 +135,9 @@ class Trainer:
         self.required = needs(self.algorithm, self.credit_settings, config.loss.beta)
         if strange := self.required - ROLLOUT_TENSORS - ROLLOUT_STATS - {"ref_logp"}:
             raise UserError(f"credit '{self.algorithm.credit.name}' needs {sorted(strange)}, which no rollout provides")
-        reference = starting_model(self.policy, self.adapters) if "ref_logp" in self.required else None
-        self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator)
+        sharded = self.processes.count > 1 and sharding.is_wanted(config.lora)
+        reference = starting_model(self.policy, self.adapters, sharded) if "ref_logp" in self.required else None
+        self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator, sharded)
         self.prompts = PromptSampler(prompts, config.seed, config.train_mix)
         set_seed(config.seed * 1000 + self.processes.index)  # for rewards that draw from the global random numbers
         self.state = checkpoint.TrainState(self.policy, self.update.optimizer)
@@ -129,7 +145,9 @@ class Trainer:
     def resume(self, run: Run) -> None:
         """Puts the state to where the run was. UserError for a checkpoint that cannot be used."""
         if run.checkpoint:
-            self.notes += checkpoint.load(run.checkpoint, self.state, self.processes)
+            load = partial(checkpoint.load, run.checkpoint, self.state, self.processes)
+            self.notes += self.processes.together(load)
+            self.update.take_over()
 
     def step(self) -> tuple[Metrics, Batch, Tensor]:
         """Sample, score, share out credit, update: advances the state by one step; what it measured and trained on, and
@@ -180,7 +198,7 @@ class Trainer:
 
             def on_progress(done: int) -> None:
                 show(done)
-                stopping.check(self.processes)
+                stopping.check()
 
             return evaluate(
                 self.policy,
@@ -195,9 +213,15 @@ class Trainer:
 
     def save(self, run: Run) -> None:
         """Writes a checkpoint of this step, unless it is there."""
-        randoms = self.processes.gather(self.state.random())
-        if self.accelerator.is_main_process and not (run.folder / f"checkpoint-{self.state.step}").exists():
-            checkpoint.save(run.folder, self.state, settings_as_json(self.config), randoms, self.config.keep_last)
+        randoms, first = self.processes.gather(self.state.random()), self.processes.index == 0
+        optimizer = sharding.whole_state(self.state.optimizer, keep=first)
+
+        def write() -> None:
+            if first and not (run.folder / f"checkpoint-{self.state.step}").exists():
+                settings, keep_last = settings_as_json(self.config), self.config.keep_last
+                checkpoint.save(run.folder, self.state, settings, randoms, keep_last, optimizer)
+
+        self.processes.together(write)
 
     def merge(self, run: Run) -> None:
         """Saves the adapters, if there are any, and adds them to the weights of the policy."""
@@ -213,16 +237,18 @@ class Trainer:
         start = self.state.prompts_drawn + self.processes.index * share
         self.state.prompts_drawn += config.prompts_per_step
         places = [(place, image) for place in range(start, start + share) for image in range(config.group_size)]
+        sample = partial(
+            sample_batch,
+            self.policy,
+            self.prompts.batch(start, share),
+            self.rewards,
+            Sampling.of(config),
+            generators(config.seed, places),
+            stats=(self.required & ROLLOUT_STATS) | {"entropy"},
+            need_null=bool(self.required & NULL_BRANCH),
+        )
         with self.accelerator.autocast():
-            return sample_batch(
-                self.policy,
-                self.prompts.batch(start, share),
-                self.rewards,
-                Sampling.of(config),
-                generators(config.seed, places),
-                stats=(self.required & ROLLOUT_STATS) | {"entropy"},
-                need_null=bool(self.required & NULL_BRANCH),
-            )
+            return self.processes.together(sample, RewardFailed)
 
     def _credit(self, batch: Batch, mask: Tensor, first: int) -> Tensor:
         """(B, T), from the log-probs of the rollout, or from those of the policy as it is now. `first`: the number of this
@@ -238,10 +264,12 @@ class Trainer:
     def _count_bad_steps(self, bad: bool) -> None:
         self.state.bad_steps = self.state.bad_steps + 1 if bad else 0
         if self.state.bad_steps >= MAX_BAD_STEPS:
-            raise UserError(
-                f"the loss was not finite in {MAX_BAD_STEPS} steps in a row (last: step {self.state.step + 1}); lower "
-                f"--optim.learning_rate (now {self.config.optim.learning_rate:g}), and look at "
-                f"{Path(self.config.output_dir or '') / 'metrics.jsonl'}"
+            raise everywhere(
+                UserError(
+                    f"the loss was not finite in {MAX_BAD_STEPS} steps in a row (last: step {self.state.step + 1}); lower "
+                    f"--optim.learning_rate (now {self.config.optim.learning_rate:g}), and look at "
+                    f"{Path(self.config.output_dir or '') / 'metrics.jsonl'}"
+                )
             )
 
 
@@ -277,7 +305,9 @@ def check_applicable(rewards: Iterable[str], seen: Metrics, prompts: Sequence[Pr
     for name in rewards:
         if f"rewards/{name}/mean" not in seen:
             has = ", ".join(sorted({column for prompt in prompts for column in prompt.columns})) or "none"
-            raise UserError(
-                f"reward '{name}' applies to none of the prompts of the first step, such as '{prompts[0].text}' "
-                f"(their columns: {has}); use prompts with the columns that it reads, or another reward"
+            raise everywhere(
+                UserError(
+                    f"reward '{name}' applies to none of the prompts of the first step, such as '{prompts[0].text}' "
+                    f"(their columns: {has}); use prompts with the columns that it reads, or another reward"
+                )
             )

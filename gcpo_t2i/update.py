@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
+from gcpo_t2i import sharding
 from gcpo_t2i.algo.loss import kl_reweight, policy_loss, token_weights
 from gcpo_t2i.algo.rows import Algorithm
 from gcpo_t2i.config import TrainConfig
@@ -32,17 +34,25 @@ class Updater:
         config: TrainConfig,
         algorithm: Algorithm,
         accelerator: Accelerator,
+        sharded: bool = False,
     ):
-        self.policy, self.reference, self.config = policy, reference, config
+        self.learner, self.reference, self.config, self.sharded = policy, reference, config, sharded
         self.algorithm, self.accelerator, self.processes = algorithm, accelerator, Processes.of(accelerator)
-        self.parameters = trainable(policy)
+        self.weights = self.parameters = trainable(policy)
         if not any(parameter.requires_grad for parameter in self.parameters):
             raise UserError(
                 "the model has nothing to train: set_trainable() returned no parameter that takes a gradient"
             )
+        if sharded:
+            self.learner = sharding.sharded_copy(policy)
+            self.parameters = trainable(self.learner)
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
+            self.parameters,
+            lr=optim.learning_rate,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            foreach=False if sharded else None,  # which would mix sharded and other tensors
         )
 
     def __call__(
@@ -61,8 +71,8 @@ class Updater:
         kl_factor = kl_reweight(credit) if self.config.loss.kl_reweight else None
         first, old_logp = old_logp is None, torch.zeros_like(credit) if old_logp is None else old_logp
         metrics: Metrics = {}
-        for rows in torch.arange(len(tokens), device=tokens.device).split(self.config.micro_batch_size):
-            logp, entropy = self._score(self.policy, batch, rows)
+        for rows, counted in self._micro_batches(tokens):
+            logp, entropy = self._score(self.learner, batch, rows)
             if not logp.requires_grad:
                 raise UserError(
                     "the log-probs of the model have no gradient: what set_trainable() returned has no part in them"
@@ -74,8 +84,8 @@ class Updater:
                 old_logp[rows],
                 advantage[rows],
                 mask[rows],
-                weight[rows],
-                base_weight[rows],
+                weight[rows] * counted,
+                base_weight[rows] * counted,
                 surrogate=self.algorithm.surrogate.fn,
                 clip_low=self.algorithm.clip_low,
                 clip_high=self.algorithm.clip_high,
@@ -95,6 +105,13 @@ class Updater:
         metrics["grad_norm"] = self._step(math.isfinite(metrics["loss"]))
         metrics["skipped"] = float(not math.isfinite(metrics["grad_norm"]))
         return metrics, old_logp
+
+    def _micro_batches(self, tokens: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Rows, and whether they count: where layers are sharded, all processes must make the same number of passes."""
+        parts = torch.arange(len(tokens), device=tokens.device).split(self.config.micro_batch_size)
+        passes = max(self.processes.gather(len(parts))) if self.sharded else len(parts)
+        for number in range(passes):
+            yield (parts[number], True) if number < len(parts) else (parts[-1], False)
 
     def _weights(self, credit: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The weight of every token in the loss, with the credit and with uniform credit; counts are of all processes."""
@@ -132,14 +149,19 @@ class Updater:
 
     def _step(self, finite: bool) -> float:
         """Sums gradients over processes (the weights carry the global counts), clips, steps. Returns the norm, or NaN."""
-        if self.processes.count > 1:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad.copy_(self.processes.sum(parameter.grad))
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.max_grad_norm).item()
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        self.processes.sum_each([gradient for gradient in gradients if not sharding.is_sharded(gradient)])
+        norm = sharding.clip_gradients(self.parameters, self.config.optim.max_grad_norm)
         if finite and math.isfinite(norm):
             self.optimizer.step()
+            if self.sharded:
+                sharding.copy_to(self.weights, self.parameters)
         else:
             norm = math.nan
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def take_over(self) -> None:
+        """To be called when the policy's weights were set from outside."""
+        if self.sharded:
+            sharding.copy_to(self.parameters, self.weights)

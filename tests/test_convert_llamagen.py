@@ -22,9 +22,10 @@ from transformers import CLIPTextConfig, T5Config, T5EncoderModel, T5Tokenizer
 from gcpo_t2i.cli import main
 from gcpo_t2i.config import ConvertLlamaGenConfig
 from gcpo_t2i.convert.gpt import SIZES, Size, convert_gpt, half_split, read_shape
+from gcpo_t2i.convert.text_encoder import find_text_encoder
 from gcpo_t2i.convert.vq import convert_vq
 from gcpo_t2i.models import load_policy, vq
-from gcpo_t2i.models.hub import hub_folder
+from gcpo_t2i.models.hub import local_folder
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.models.policy import Condition
 from gcpo_t2i.models.sizes import read_sizes
@@ -350,13 +351,13 @@ def test_text_encoders_that_do_not_fit(files: Path, tmp_path: Path, capsys: pyte
     [
         (
             errors.LocalEntryNotFoundError,
-            r"config\.json of google/flan-t5-xl is not on this machine.*: hf download google",
+            r"google/flan-t5-xl; config\.json .*is not on this machine.*: hf download google",
         ),
         (
             errors.GatedRepoError,
-            r"is gated; accept its terms at huggingface\.co/google/flan-t5-xl, then log in with: hf",
+            r"wants terms to be accepted, at https://huggingface\.co/google/flan-t5-xl; then: hf auth login",
         ),
-        (errors.RepositoryNotFoundError, "no such model at huggingface"),
+        (errors.RepositoryNotFoundError, "no such repository on the Hugging Face hub"),
     ],
 )
 def test_hub_ids_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, kind: Any, problem: str) -> None:
@@ -365,16 +366,16 @@ def test_hub_ids_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, kind: Any, 
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", raises)
     with pytest.raises(ValueError, match=f"--text_encoder: .*{problem}"):
-        hub_folder("google/flan-t5-xl", "--text_encoder")
+        find_text_encoder("google/flan-t5-xl", 2048)
 
 
 def test_hub_ids_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert hub_folder(str(tmp_path), "--text_encoder") == tmp_path
+    assert local_folder(str(tmp_path)) == tmp_path
     with pytest.raises(ValueError, match=r"no folder \./nowhere"):
-        hub_folder("./nowhere", "--text_encoder")
+        find_text_encoder("./nowhere", 2048)
     asked: list[Any] = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path))
-    assert hub_folder("google/flan-t5-xl", "--text_encoder") == tmp_path
+    assert local_folder("google/flan-t5-xl") == tmp_path
     ((name,), options) = asked[0]
     assert name == "google/flan-t5-xl" and not [p for p in options["allow_patterns"] if p.endswith((".bin", ".pt"))]
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from gcpo_t2i.cli import main
-from gcpo_t2i.config import MonitorConfig, RewardConfig, TrainConfig
+from gcpo_t2i.config import EvalConfig, MonitorConfig, RewardConfig, TrainConfig
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.monitor import Monitor, Watch, brightness, fell_since, saturation, sharpness, watched_rewards
@@ -77,9 +77,12 @@ def test_a_watched_reward_that_fails_is_named_and_left_out(reward_file: Path) ->
 
 def test_what_is_trained_on_is_not_held_out(reward_file: Path) -> None:
     bright, dark = (RewardConfig(f"{reward_file}:{name}") for name in ("bright", "dark"))
-    config = TrainConfig(rewards=[bright, RewardConfig("geneval", kwargs={"score": "dense"})])
-    evaluation = RewardSet.load([bright, dark, RewardConfig("geneval", kwargs={"score": "strict"})])
-    assert list(watched_rewards(config, evaluation, "cpu").rewards) == ["dark"]
+    held_out = [bright, dark, RewardConfig("geneval", kwargs={"score": "strict"})]
+    served = RewardConfig("remote", kwargs={"url": "http://gpu7:8000", "reward": "geneval"})
+    evaluation = RewardSet.load(held_out)
+    for trained in (RewardConfig("geneval", kwargs={"score": "dense"}), served):
+        config = TrainConfig(rewards=[bright, trained], eval=EvalConfig(rewards=held_out))
+        assert list(watched_rewards(config, evaluation, "cpu").rewards) == ["dark"]
     config.monitor = MonitorConfig(rewards=[bright])
     assert list(watched_rewards(config, evaluation, "cpu").rewards) == ["bright"]
     config.monitor = MonitorConfig(rewards=[])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gcpo_t2i.config.base import bounded
+from gcpo_t2i.config.base import ConfigError, bounded
 from gcpo_t2i.config.train import TrainConfig, share_of_prompts
 
 
@@ -14,6 +14,8 @@ class PlanConfig(TrainConfig):
 
     processes: int = bounded(1, "> 0")
     """Processes (GPUs) that the run is to be started on."""
+    sharded: bool = False
+    """Spread what learns, and the reference, over the processes, as configs/accelerate/fsdp2.yaml does."""
     measure: bool = True
     """Load the model and time pieces of a step here; false = counts and memory only, also for a device that is not here."""
     json: bool = False
@@ -22,3 +24,5 @@ class PlanConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         share_of_prompts(self.prompts_per_step, self.processes)
+        if self.sharded and (self.processes == 1 or self.lora.rank is not None):
+            raise ConfigError("sharded", "sharded needs processes above 1, and weights that are trained (no lora.rank)")

@@ -11,14 +11,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5EncoderModel
 
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models.folder import no_progress_bars, read_json, reading, require_complete
-from gcpo_t2i.models.hub import hub_folder, require_file
+from gcpo_t2i.models.hub import local_folder, require_file
 
 OPTION = "--text_encoder"
 
 
 def find_text_encoder(name: str, width: int) -> Path:
     """The folder of a T5 model, by hub id or path. UserError when it is not there, no T5, or not of `width`."""
-    folder = hub_folder(name, OPTION)
+    folder = local_folder(name, OPTION)
+    if not folder.is_dir():
+        raise UserError(f"{OPTION}: no folder {name}, and repositories of the Hugging Face hub are named OWNER/NAME")
     for patterns in (("config.json",), ("model.safetensors", "*.safetensors"), ("tokenizer.json", "spiece.model")):
         require_file(folder, name, OPTION, *patterns)
     config = read_json(folder / "config.json")

@@ -4,7 +4,8 @@ Letters: b images and S positions of a micro-batch, R rows that decode at once, 
 D width, H heads of d channels, M width of the MLP, N layers; f = 4 bytes, and c = 4, or 2 where layers run in bfloat16.
 
 *Resident* parts exist all the time: weights 4n, the same for a reference, gradients and AdamW's two moments 4t + 8t of
-t trained parameters. With LoRA adapters these are t, the weights that they stand beside are c·n, and there is no
+t trained parameters; where these are sharded, a share of the learner, of its reference and of its states beside the whole
+weights. With LoRA adapters these are t, the weights that they stand beside are c·n, and there is no
 reference. A *rollout* holds its cache, an *update* its activations, and the two never exist together. On a GPU the peak
 is therefore the resident parts and the larger of the two. On a CPU it is the sum: the C library keeps what an update
 frees in pieces too small for the next cache, which comes on top. (The activations are tested against what autograd keeps,
@@ -102,13 +103,16 @@ class Memory:
         precision = Precision.of(config, device)
         batch = min(config.micro_batch_size, counts.images)
         eval_rows = min(config.eval.batch_size, counts.eval_images) * counts.eval_branches
+        weights = weight_bytes(sizes, precision)
+        learning = sizes.trainable - (spread(sizes, config.processes) if config.sharded else 0)
+        reference = FLOAT * learning if config.sharded else weights
         return cls(
             libraries=libraries,
             rewards=rewards,
-            weights=weight_bytes(sizes, precision),
-            reference=weight_bytes(sizes, precision) if counts.reference_passes and not precision.adapters else 0,
-            gradients=FLOAT * sizes.trainable,
-            optimizer=2 * FLOAT * sizes.trainable,
+            weights=weights + (FLOAT * learning if config.sharded else 0),
+            reference=reference if counts.reference_passes and not precision.adapters else 0,
+            gradients=FLOAT * learning,
+            optimizer=2 * FLOAT * learning,
             cache=cache_bytes(sizes, max(counts.rows, eval_rows), prefix, precision, grows=not on_gpu),
             image_decoder=image_bytes(sizes, max(counts.images, config.eval.batch_size)),
             log_probs=log_prob_bytes(sizes, counts.images),
@@ -125,6 +129,13 @@ def weight_bytes(sizes: Sizes, precision: Precision) -> int:
         return FLOAT * sizes.parameters
     exact = sizes.trainable + sizes.float_parameters
     return FLOAT * exact + precision.compute * (sizes.parameters - exact)
+
+
+def spread(sizes: Sizes, processes: int) -> int:
+    """Parameters of the trunk's layers that a process leaves to the others where they are sharded."""
+    width, kv_width = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    layer = sizes.dim * (2 * width + 2 * kv_width + 3 * sizes.mlp_dim + 2)  # projections, MLP, two norms
+    return sizes.layers * layer * (processes - 1) // processes
 
 
 def cache_bytes(sizes: Sizes, rows: int, prefix: int, precision: Precision, grows: bool) -> int:
