@@ -46,7 +46,7 @@ def command(tiny_folder: Path, reward_file: Path, run: Path, *own: str) -> list[
     return [*train_command(tiny_folder, reward_file, run), "--steps", str(STEPS), *own]
 
 
-@pytest.mark.parametrize("algorithm", ["guidance_gcpo", "random_credit", "dapo"])
+@pytest.mark.parametrize("algorithm", ["guidance_gcpo", "random_credit", "dapo", "critical_gcpo", "stage"])
 def test_two_processes_make_the_run_of_one(
     algorithm: str, tiny_folder: Path, reward_file: Path, tmp_path: Path
 ) -> None:
