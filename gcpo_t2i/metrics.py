@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from gcpo_t2i.algo.edits import all_failed
 from gcpo_t2i.processes import ALONE, Processes
 from gcpo_t2i.rollout import Batch
 from gcpo_t2i.run import peak_memory_mb
@@ -19,9 +22,9 @@ def diversity(tokens: Tensor, group: int) -> float:
     return (1 - (same.sum(dim=(1, 2)) - group) / pairs).mean().item()
 
 
-def sample_metrics(batch: Batch, drawn_rewards: Tensor, top40_mass: Tensor, processes: Processes = ALONE) -> Metrics:
-    """What the samples of a step look like, those of all processes. `reward*` are over all groups drawn, the rest over
-    those trained on; top40_mass (B,)."""
+def sample_metrics(batch: Batch, drawn: Sequence[Batch], top40_mass: Tensor, processes: Processes = ALONE) -> Metrics:
+    """What the samples of a step look like, those of all processes. `reward*` and `frac_*` are over all groups drawn, the
+    rest over those kept; top40_mass (B,)."""
     rollout = batch.rollout
     means = {
         "entropy": rollout.stats["entropy"].mean().item(),
@@ -29,16 +32,20 @@ def sample_metrics(batch: Batch, drawn_rewards: Tensor, top40_mass: Tensor, proc
         "logp_gap/guided": (rollout.sample_logp - rollout.cond_logp).abs().mean().item(),
         "credit/top40_mass": top40_mass.mean().item(),
     }
-    each = processes.gather((drawn_rewards, batch.scores, means, 0 if batch.idle else len(batch.prompts)))
-    drawn, groups = torch.cat([rewards for rewards, *_ in each]), sum(count for *_, count in each)
+    own = [(part.rewards, part.success) for part in drawn]
+    each = processes.gather((own, batch.scores, means, 0 if batch.idle else len(batch.prompts)))
+    groups = sum(count for *_, count in each)
+    all_rewards = torch.cat([rewards for drawn, *_ in each for rewards, _ in drawn])
+    success = [right for drawn, *_ in each for _, right in drawn if right is not None]
     values = {
         name: [score for _, scores, _, count in each if count for score in scores[name] if score is not None]
         for name in batch.scores
     }
     return {
-        "reward": drawn.mean().item(),
-        "reward_std": drawn.std(dim=1).mean().item(),
-        "frac_reward_zero_std": (drawn.amax(1) == drawn.amin(1)).float().mean().item(),
+        "reward": all_rewards.mean().item(),
+        "reward_std": all_rewards.std(dim=1).mean().item(),
+        "frac_reward_zero_std": (all_rewards.amax(1) == all_rewards.amin(1)).float().mean().item(),
+        **({"frac_all_failed": all_failed(torch.cat(success)).float().mean().item()} if success else {}),
         **{f"rewards/{name}/mean": sum(own) / len(own) for name, own in values.items() if own},
         **{f"rewards/{name}/min": min(own) for name, own in values.items() if own},
         **{f"rewards/{name}/max": max(own) for name, own in values.items() if own},

@@ -79,7 +79,10 @@ def make_app(rewards: RewardSet) -> FastAPI:
     """The two addresses. Requests are scored one after another: their models share one device."""
     app = FastAPI(title="gcpo-t2i rewards", version=__version__)
     turn = threading.Lock()
-    described = {name: {"range": reward.range} for name, reward in rewards.rewards.items()}
+    described = {
+        name: {"range": reward.range} | ({} if reward.success is None else {"success": reward.success})
+        for name, reward in rewards.rewards.items()
+    }
 
     @app.get("/health")
     def health() -> dict[str, Any]:

@@ -44,7 +44,9 @@ class Batch:
     scores: Scores  # name → B scores
     rewards: Tensor  # (P, G) float32, the weighted sum
     seconds: dict[str, float]  # "rollout" and "reward", wall clock
+    success: Tensor | None = None  # (P, G) bool, which samples are right, where the rewards say so
     idle: bool = False  # whether it only stands in for an empty batch, so that its process has something to compute
+    selected: Tensor | None = None  # (B, T) bool, where an algorithm learns from some of the codes only
 
     @property
     def group(self) -> int:
@@ -53,7 +55,8 @@ class Batch:
     @property
     def mask(self) -> Tensor:
         """(B, T) bool: the codes that are learned from."""
-        return torch.full_like(self.rollout.tokens, not self.idle, dtype=torch.bool)
+        every = torch.full_like(self.rollout.tokens, not self.idle, dtype=torch.bool)
+        return every if self.selected is None else every & self.selected
 
     def tensors(self) -> dict[str, Tensor]:
         """What credit rules may ask for, each (B, T)."""
@@ -72,6 +75,7 @@ class Batch:
             images=[self.images[row] for row in rows],
             scores={name: [values[row] for row in rows] for name, values in self.scores.items()},
             rewards=self.rewards[list(keep)],
+            success=None if self.success is None else self.success[list(keep)],
         )
 
 
@@ -109,6 +113,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         images=[image for batch in batches for image in batch.images],
         scores={name: [score for batch in batches for score in batch.scores[name]] for name in first.scores},
         rewards=torch.cat([batch.rewards for batch in batches]),
+        success=None if first.success is None else torch.cat([b.success for b in batches if b.success is not None]),
         seconds={key: sum(batch.seconds[key] for batch in batches) for key in first.seconds},
     )
 
@@ -163,8 +168,20 @@ def sample_batch(
     sampled = time.perf_counter()
     scores = rewards.score(images, [prompt for prompt in prompts for _ in range(sampling.group)])
     totals = torch.tensor(rewards.total(scores), dtype=torch.float32).view(len(prompts), sampling.group)
+    right = rewards.successes(scores)
+    success = None if right is None else torch.tensor(right).view_as(totals)
     seconds = {"rollout": sampled - start, "reward": time.perf_counter() - sampled}
-    return Batch(list(prompts), cond, null, rollout, images, scores, totals, seconds)
+    return Batch(list(prompts), cond, null, rollout, images, scores, totals, seconds, success)
+
+
+def credit_tensors(policy: Policy, batch: Batch, advantage: Tensor, required: Collection[str]) -> dict[str, Tensor]:
+    """What credit rules and selections may ask for: `batch.tensors()`, and of the groups their `advantage` (P, G) and, if
+    it is required, `code_vectors` (P, G, H, W, D), the image tokenizer's vectors of the codes."""
+    tokens = batch.rollout.tokens
+    tensors = {**batch.tensors(), "advantage": advantage.to(tokens.device)}
+    if "code_vectors" in required:
+        tensors["code_vectors"] = policy.codebook[tokens].unflatten(1, policy.grid).unflatten(0, (-1, batch.group))
+    return tensors
 
 
 @torch.no_grad()
@@ -192,8 +209,8 @@ def collect(
     keep: Callable[[Tensor], Tensor] | None,
     max_rounds: int,
     processes: Processes = ALONE,
-) -> tuple[Batch, Tensor]:
-    """The batch to learn from, and the rewards (P', G) of all groups that were sampled for it.
+) -> tuple[Batch, list[Batch]]:
+    """The batch to learn from, and all that were sampled for it.
 
     Every call of `sample` gives P fresh groups. Where the algorithm names a `keep` rule (DAPO's dynamic sampling, arXiv
     2503.14476), groups without signal are replaced by those of fresh prompts, for at most `max_rounds` rounds in all. If
@@ -202,7 +219,7 @@ def collect(
     """
     batch = sample()
     if keep is None:
-        return batch, batch.rewards
+        return batch, [batch]
     drawn, kept = [batch], [_with_signal(batch, keep)]
     wanted = sum(processes.gather(len(batch.prompts)))
     counts = [processes.gather(len(kept[0].prompts))]  # rounds × processes
@@ -217,7 +234,7 @@ def collect(
     elif not chosen.prompts:
         chosen = replace(drawn[-1].groups([0]), idle=True)
     seconds = {key: sum(part.seconds[key] for part in drawn) for key in batch.seconds}
-    return replace(chosen, seconds=seconds), torch.cat([part.rewards for part in drawn])
+    return replace(chosen, seconds=seconds), drawn
 
 
 def first_in_turn(counts: Sequence[Sequence[int]], wanted: int) -> list[list[int]]:

@@ -50,10 +50,11 @@ def geneval_words() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class RewardSet:
-    """Loaded rewards by label, and the weights of their sum."""
+    """Loaded rewards by label, the weights of their sum, and the sum from which an image is right, if that is given."""
 
     rewards: dict[str, Any]  # label → rewards.Reward
     weights: dict[str, float]
+    success: float | None = None
 
     @classmethod
     def load(
@@ -128,6 +129,21 @@ class RewardSet:
     def total(self, scores: Scores) -> list[float]:
         """The weighted sum per image; what does not apply contributes 0."""
         return _mended(rewards_package().weighted_sum, scores, self.weights)
+
+    def successes(self, scores: Scores) -> list[bool] | None:
+        """Which images are right; None if nobody can tell.
+
+        Those whose weighted sum is at least `success`. Where none is given, those with which every reward is content that
+        says what success is: GenEval where its strict verdict is that the image is correct. A reward that does not apply
+        to an image has nothing against it.
+        """
+        if self.success is not None:
+            return [total >= self.success for total in self.total(scores)]
+        least = {name: reward.success for name, reward in self.rewards.items() if reward.success is not None}
+        if not least:
+            return None
+        rows = zip(*([score is None or score >= least[name] for score in scores[name]] for name in least), strict=True)
+        return [all(row) for row in rows]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gcpo_t2i.algo.credit import top_mass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import OptimConfig, TrainConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, repeated
+from gcpo_t2i.edits import Edits
 from gcpo_t2i.errors import Stopped, UserError, everywhere
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.files import cannot_write
@@ -28,7 +30,7 @@ from gcpo_t2i.monitor import Watch, watched_rewards
 from gcpo_t2i.processes import Processes
 from gcpo_t2i.report import Report
 from gcpo_t2i.resume import settings_as_json
-from gcpo_t2i.rollout import Batch, Sampling, collect, replay, sample_batch
+from gcpo_t2i.rollout import Batch, Sampling, collect, credit_tensors, replay, sample_batch
 from gcpo_t2i.run import Run, load_to_train, make_accelerator, open_run, starting_model
 from gcpo_t2i.scoring import RewardFailed, RewardSet, scored_name
 from gcpo_t2i.seeds import generators
@@ -38,7 +40,9 @@ from gcpo_t2i.yaml_files import save_config
 
 ROLLOUT_TENSORS = frozenset({"cond_logp", "null_logp"})
 ROLLOUT_STATS = frozenset({"exact_kl", "js", "entropy"})  # computed while sampling, on request
+GROUP_TENSORS = frozenset({"advantage", "code_vectors"})  # known once the samples of a group are
 NULL_BRANCH = frozenset({"null_logp", "exact_kl", "js"})  # what only a rollout with both branches knows
+REPLAYED = NULL_BRANCH | {"cond_logp"}  # what is another under the policy of a later update
 MAX_ROUNDS = 3  # of sampling for one step, where an algorithm replaces groups without signal
 CREDIT = 1  # sets a credit's random numbers apart from those of images
 MAX_BAD_STEPS = 5  # in a row without a finite loss
@@ -126,18 +130,20 @@ class Trainer:
         self.notes = prompt_notes(config.train_prompts, prompts)
         self.accelerator = make_accelerator(config)
         device, self.processes = self.accelerator.device, Processes.of(self.accelerator)
-        self.rewards = RewardSet.load(config.rewards, str(device))
+        self.rewards = replace(RewardSet.load(config.rewards, str(device)), success=config.success_reward)
         self.eval_rewards = RewardSet.load(config.eval.rewards, str(device), label=scored_name)
         self.rewards.check(prompts)
         self.eval_rewards.check(self.held_out)
         self.watch = Watch(watched_rewards(config, self.eval_rewards, str(device)), config.monitor.images)
         self.policy, self.adapters = load_to_train(config, device)
-        self.required = needs(self.algorithm, self.credit_settings, config.loss.beta)
-        if strange := self.required - ROLLOUT_TENSORS - ROLLOUT_STATS - {"ref_logp"}:
+        self.required = needs(self.algorithm, self.credit_settings, config.loss.beta, config.loss.entropy_reward)
+        if strange := self.required - ROLLOUT_TENSORS - ROLLOUT_STATS - GROUP_TENSORS - {"ref_logp"}:
             raise UserError(f"credit '{self.algorithm.credit.name}' needs {sorted(strange)}, which no rollout provides")
         sharded = self.processes.count > 1 and sharding.is_wanted(config.lora)
         reference = starting_model(self.policy, self.adapters, sharded) if "ref_logp" in self.required else None
         self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator, sharded)
+        self.edits = Edits(config, self.algorithm, self.policy, self.update, self.rewards, self.processes, prompts)
+        self.notes += self.edits.notes
         self.prompts = PromptSampler(prompts, config.seed, config.train_mix)
         set_seed(config.seed * 1000 + self.processes.index)  # for rewards that draw from the global random numbers
         self.state = checkpoint.TrainState(self.policy, self.update.optimizer)
@@ -155,26 +161,29 @@ class Trainer:
         config, state, step, started = self.config, self.state, self.state.step, time.perf_counter()
         before = state.random(), state.prompts_drawn
         try:
-            batch, drawn_rewards = collect(self._sample, self.algorithm.keep, MAX_ROUNDS, self.processes)
+            sampled, drawn = collect(self._sample, self.algorithm.keep, MAX_ROUNDS, self.processes)
+            batch, edited = self.edits(sampled)
         except RewardFailed:  # back to where the step began, so that it can be made again
             state.set_random(before[0])
             state.prompts_drawn = before[1]
             raise
         advantage, first = among_all(self.algorithm.advantage, batch, self.processes)  # (P, G)
-        advantage = advantage.flatten().to(self.accelerator.device)  # (B,)
-        mask = batch.mask
-        credit = self._credit(batch, mask, first)  # (B, T)
-        seen = sample_metrics(batch, drawn_rewards, top_mass(credit, mask), self.processes)
+        if self.algorithm.select is not None:
+            tensors = credit_tensors(self.policy, batch, advantage, self.required)
+            batch = replace(batch, selected=self.algorithm.select.fn(tensors, batch.mask))
+        credit, kl_factor = self._credit(batch, advantage, first)  # (B, T)
+        seen = sample_metrics(sampled, drawn, top_mass(credit, batch.mask), self.processes)
         if step == 0:
             check_applicable(self.rewards.weights, seen, batch.prompts)
-        watched = self.watch(batch) if self.accelerator.is_main_process else {}
+        watched = self.watch(sampled) if self.accelerator.is_main_process else {}
+        advantages = advantage.flatten().to(self.accelerator.device)  # (B,)
         updating = time.perf_counter()
         rate = learning_rate(config.optim, step, config.steps)
         updated, old_logp, skipped = {}, None, 0.0
         for epoch in range(config.updates_per_rollout):
             if epoch > 0 and config.credit.source == "replay":
-                credit = self._credit(batch, mask, first)
-            updated, old_logp = self.update(batch, advantage, credit, rate, old_logp)
+                credit, kl_factor = self._credit(batch, advantage, first)
+            updated, old_logp = self.update(batch, advantages, credit, rate, old_logp, kl_factor)
             skipped += updated["skipped"]
         self._count_bad_steps(skipped > 0)
         state.step += 1
@@ -183,11 +192,14 @@ class Trainer:
             **updated,
             "skipped": skipped,
             **seen,
+            **edited,
             "learning_rate": rate,
             **watched,
-            **timing(batch, drawn_rewards.numel() * self.processes.count, now - started, now - updating),
+            **timing(
+                batch, sum(len(part.images) for part in drawn) * self.processes.count, now - started, now - updating
+            ),
         }
-        return metrics, batch, (credit * advantage[:, None]).unflatten(1, self.policy.grid)
+        return metrics, batch, (credit * advantages[:, None]).unflatten(1, self.policy.grid)
 
     def evaluate(self, report: Report, stopping: Stopping) -> Evaluation:
         """Scores on held-out prompts. Stopped if the user does not want to wait for them."""
@@ -250,16 +262,19 @@ class Trainer:
         with self.accelerator.autocast():
             return self.processes.together(sample, RewardFailed)
 
-    def _credit(self, batch: Batch, mask: Tensor, first: int) -> Tensor:
-        """(B, T), from the log-probs of the rollout, or from those of the policy as it is now. `first`: the number of this
-        process's first group among those of all."""
-        if self.config.credit.source == "replay" and self.algorithm.credit.needs(self.credit_settings):
+    def _credit(self, batch: Batch, advantage: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
+        """Credit (B, T), and the factor on the KL that goes with it, if there is one. From the log-probs of the rollout, or
+        from those of the policy as it is now. `first`: the number of this process's first group among those of all."""
+        rule, mask = self.algorithm.credit, batch.mask
+        if self.config.credit.source == "replay" and rule.needs(self.credit_settings) & REPLAYED:
             with self.accelerator.autocast():
                 batch = replay(self.policy, batch, self.config.micro_batch_size, self.config.temperature)
         draws = generators(
             self.config.seed, [(self.state.step, first * batch.group + i, CREDIT) for i in range(len(mask))]
         )
-        return self.algorithm.credit.fn(batch.tensors(), mask, self.credit_settings, draws)
+        tensors = credit_tensors(self.policy, batch, advantage, self.required)
+        credit = rule.fn(tensors, mask, self.credit_settings, draws)
+        return credit, rule.kl_factor(tensors, credit) if self.config.loss.kl_reweight else None
 
     def _count_bad_steps(self, bad: bool) -> None:
         self.state.bad_steps = self.state.bad_steps + 1 if bad else 0

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gcpo_t2i import sharding
-from gcpo_t2i.algo.loss import kl_reweight, policy_loss, token_weights
+from gcpo_t2i.algo.loss import policy_loss, token_weights
 from gcpo_t2i.algo.rows import Algorithm
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.errors import UserError
@@ -56,9 +56,15 @@ class Updater:
         )
 
     def __call__(
-        self, batch: Batch, advantage: Tensor, credit: Tensor, lr: float, old_logp: Tensor | None = None
+        self,
+        batch: Batch,
+        advantage: Tensor,
+        credit: Tensor,
+        lr: float,
+        old_logp: Tensor | None = None,
+        kl_factor: Tensor | None = None,
     ) -> tuple[Metrics, Tensor]:
-        """One optimizer step: advantage (B,), credit (B, T) → metrics and old_logp (B, T).
+        """One optimizer step: advantage (B,), credit (B, T), kl_factor (B, T) or None for 1 → metrics and old_logp (B, T).
 
         `old_logp` are the log-probs under the policy that sampled; None on the first update of a batch, when the policy
         is still that one: they are then scored by the same code as the new ones. In the metrics, `skipped` is 1 if the
@@ -68,7 +74,6 @@ class Updater:
             settings["lr"] = lr
         tokens, mask = batch.rollout.tokens, batch.mask
         weight, base_weight = self._weights(credit, mask)
-        kl_factor = kl_reweight(credit) if self.config.loss.kl_reweight else None
         first, old_logp = old_logp is None, torch.zeros_like(credit) if old_logp is None else old_logp
         metrics: Metrics = {}
         for rows, counted in self._micro_batches(tokens):
@@ -79,17 +84,21 @@ class Updater:
                 )
             if first:
                 old_logp[rows] = logp.detach()
+            ref_logp = self._reference_logp(batch, rows)
+            factor = 1.0
+            if self.algorithm.reweight is not None and ref_logp is not None:
+                factor = self.algorithm.reweight(logp, ref_logp)
             loss, parts = policy_loss(
                 logp,
                 old_logp[rows],
                 advantage[rows],
                 mask[rows],
-                weight[rows] * counted,
+                weight[rows] * factor * counted,
                 base_weight[rows] * counted,
                 surrogate=self.algorithm.surrogate.fn,
                 clip_low=self.algorithm.clip_low,
                 clip_high=self.algorithm.clip_high,
-                ref_logp=self._reference_logp(batch, rows),
+                ref_logp=ref_logp,
                 beta=self.config.loss.beta,
                 kl_factor=None if kl_factor is None else kl_factor[rows],
                 entropy=entropy,
@@ -123,7 +132,19 @@ class Updater:
             token_weights(uniform, mask, averaging, sequences, tokens),
         )
 
-    def _score(self, policy: Policy, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    @torch.no_grad()
+    def entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(P, G) each: mean entropy per code of the distribution that is scored, of the policy and of the reference."""
+        found = []
+        tokens = batch.rollout.tokens
+        for rows, counted in self._micro_batches(tokens):
+            both = [self._score(policy, batch, rows, entropy=True)[1] for policy in (self.learner, self.reference)]
+            if counted:
+                found.append(torch.stack([entropy.mean(dim=1) for entropy in both if entropy is not None]))  # (2, b)
+        own, reference = torch.cat(found, dim=1).cpu().unflatten(1, (-1, batch.group))
+        return own, reference
+
+    def _score(self, policy: Any, batch: Batch, rows: Tensor, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """(b, T) log-probs of the sampled codes of some rows under the scoring distribution, and entropy if it is used."""
         prompts = rows // batch.group
         guided = self.config.scoring == "guided" and batch.null is not None
@@ -135,7 +156,7 @@ class Updater:
                 temperature=self.config.temperature,
                 null=batch.null[prompts] if guided and batch.null is not None else None,
                 guidance=self.config.guidance if guided else 1.0,
-                entropy=self.config.loss.entropy_coef > 0,
+                entropy=entropy or self.config.loss.entropy_coef > 0,
             )
         return scores.logp, scores.entropy
 

@@ -4,7 +4,8 @@
 
 with one score per image; None says "does not apply to this sample". `columns` are the prompts' own fields, one entry
 per image, and a function gets those that it has parameters for. A class is made with its settings, then called so.
-A reward may declare `range = (low, high)` as an attribute; scores outside of it are then errors.
+A reward may declare `range = (low, high)` as an attribute; scores outside of it are then errors. And `success = least`:
+an image with this score or more is right, which algorithms ask for that learn from groups in which all failed.
 
     reward = load_reward("geneval", score="dense")         # built in: see BUILT_IN
     reward = load_reward("my/folder/brightness.py:score")  # or "pkg.module:name"
@@ -46,11 +47,13 @@ _RANGE_SLACK = 1e-4
 
 @dataclass(frozen=True)
 class Reward:
-    """A loaded reward. `range`: the closed interval that its scores must lie in, None for no bound."""
+    """A loaded reward. `range`: the closed interval that its scores must lie in, None for no bound. `success`: the score
+    from which an image is right, None if there is none."""
 
     name: str
     fn: Callable[..., Sequence[float | None]]
     range: tuple[float, float] | None = None
+    success: float | None = None
 
 
 def load_reward(name: str, /, default_device: str | None = None, **settings: Any) -> Reward:
@@ -69,7 +72,7 @@ def load_reward(name: str, /, default_device: str | None = None, **settings: Any
     except RewardError as error:
         raise RewardError(f"reward {name!r}: {error}") from error
     fn = make(f"reward {name!r}", target, settings, default_device)
-    return Reward(name, fn, getattr(fn, "range", None))
+    return Reward(name, fn, getattr(fn, "range", None), getattr(fn, "success", None))
 
 
 def _accepted(reward: Reward, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:

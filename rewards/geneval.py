@@ -6,6 +6,7 @@ made of them; and the reward `GenEval`, which runs a detector and applies both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -126,6 +127,7 @@ def judge(detections: Sequence[Detection], metadata: Metadata, limits: Limits = 
 # Reward --------------------------------------------------------------------------------------------------------------
 
 SCORES = ("dense", "partial", "strict")
+SUCCESS = {"dense": math.nextafter(0.5, 1), "partial": 1.0, "strict": 1.0}  # what exactly the correct images reach
 DETECTORS = {
     "grounding_dino": "rewards.open_vocabulary:GroundingDino",
     "mask2former": "rewards.mask2former:Mask2Former",
@@ -189,6 +191,7 @@ class GenEval:
         if score not in SCORES:
             raise RewardError(f"score {score!r} is unknown{did_you_mean(score, SCORES)}")
         self.score = score
+        self.success = SUCCESS[score]
         self.limits = Limits(threshold, counting_threshold, max_overlap=max_overlap)
         self.detector = self._load(detector, detector_kwargs or {}, device) if isinstance(detector, str) else detector
         self.painter = None

@@ -1,6 +1,6 @@
 """A reward on another machine: JSON over HTTP, images as PNG. `gcpo-t2i rewards serve` is the other side.
 
-GET  /health        → {"rewards": {NAME: {"range": [low, high] or null}}}
+GET  /health        → {"rewards": {NAME: {"range": [low, high] or null, and "success": least where there is one}}}
 POST /score/NAME    {"images": [PNG in base64, ...], "prompts": [...], "columns": {COLUMN: [...]}}
                     → {"scores": [number or null, ...]}, or with status 422 {"error": "what is wrong with the request"}
 """
@@ -45,6 +45,7 @@ class Remote:
         if reward not in known:
             raise RewardError(f"{self.url} serves no reward {reward!r}{did_you_mean(reward, known)}")
         self.range = _range(known[reward])
+        self.success = known[reward].get("success") if isinstance(known[reward], dict) else None
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], **columns: Sequence[Any]

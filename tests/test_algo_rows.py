@@ -11,6 +11,8 @@ import torch
 import gcpo_t2i.algo
 from gcpo_t2i.algo.advantage import group_advantage
 from gcpo_t2i.algo.credit import CREDITS, CreditRule, CreditSettings
+from gcpo_t2i.algo.critical import CRITICAL, confidence_weight
+from gcpo_t2i.algo.edits import all_failed
 from gcpo_t2i.algo.loss import SURROGATES, policy_loss, token_weights
 from gcpo_t2i.algo.rows import ROWS, Algorithm, needs, resolve
 
@@ -22,14 +24,16 @@ def generator() -> torch.Generator:
 
 
 def loss_and_gradient(
-    algorithm: Algorithm, settings: CreditSettings = SETTINGS
+    algorithm: Algorithm, settings: CreditSettings = SETTINGS, vectors: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One update of 2 groups of 3 samples with 4 tokens, slightly off-policy: loss, gradient in logp (6,4), credit."""
     draw = generator()
     cond = -torch.rand(6, 4, generator=draw) - 1
-    tensors = {"cond_logp": cond, "null_logp": cond - torch.rand(6, 4, generator=draw) * 2 - 0.1}
+    tensors = {"cond_logp": cond, "null_logp": cond - torch.rand(6, 4, generator=draw) * 2 - 0.1, "entropy": -cond}
     mask = torch.ones(6, 4, dtype=torch.bool)
     advantage = algorithm.advantage(torch.rand(2, 3, generator=draw)).flatten()
+    vectors = torch.randn(2, 3, 2, 2, 5, generator=generator()) if vectors is None else vectors
+    tensors |= {"advantage": advantage.view(2, 3), "code_vectors": vectors}
     logp = (cond + 0.01 * torch.randn(6, 4, generator=draw)).requires_grad_()
     credit = algorithm.credit.fn(tensors, mask, settings, [torch.Generator().manual_seed(i) for i in range(6)])
     loss, _ = policy_loss(
@@ -48,22 +52,32 @@ def loss_and_gradient(
     return loss.detach(), logp.grad, credit
 
 
+def edits(row: Algorithm) -> set[str]:
+    return {name for name in ("keep", "rescue", "select", "reweight") if getattr(row, name) is not None}
+
+
 def test_the_table_of_algorithms():
     parts = {
-        name: (row.credit.name, row.surrogate.name, row.averaging, row.clip_low, row.clip_high, row.keep is not None)
+        name: (row.credit.name, row.surrogate.name, row.averaging, row.clip_low, row.clip_high, edits(row))
         for name, row in ROWS.items()
     }
     assert parts == {
-        "grpo": ("uniform", "token", "sequence", 0.2, 0.2, False),
-        "dapo": ("uniform", "token", "token", 0.2, 0.28, True),
-        "gspo": ("uniform", "sequence", "sequence", 3e-4, 4e-4, False),
-        "guidance_gcpo": ("guidance", "token", "sequence", 0.2, 0.2, False),
-        "random_credit": ("random", "token", "sequence", 0.2, 0.2, False),
+        "grpo": ("uniform", "token", "sequence", 0.2, 0.2, set()),
+        "dapo": ("uniform", "token", "token", 0.2, 0.28, {"keep"}),
+        "gspo": ("uniform", "sequence", "sequence", 3e-4, 4e-4, set()),
+        "guidance_gcpo": ("guidance", "token", "sequence", 0.2, 0.2, set()),
+        "random_credit": ("random", "token", "sequence", 0.2, 0.2, set()),
+        "stage": ("stage", "token", "sequence", 0.2, 0.2, set()),
+        "entropy_credit": ("entropy", "token", "sequence", 0.2, 0.2, set()),
+        "gold_gcpo": ("uniform", "sequence", "sequence", 3e-4, 4e-4, {"rescue"}),
+        "critical_gcpo": ("uniform", "token", "sequence", 0.2, 0.2, {"select", "reweight"}),
     }
+    assert ROWS["gold_gcpo"].rescue is all_failed
+    assert (ROWS["critical_gcpo"].select, ROWS["critical_gcpo"].reweight) == (CRITICAL, confidence_weight)
     assert all(row.advantage is group_advantage for row in ROWS.values())
 
 
-@pytest.mark.parametrize("name", ["guidance_gcpo", "random_credit"])
+@pytest.mark.parametrize("name", ["guidance_gcpo", "random_credit", "stage", "entropy_credit"])
 def test_differs_from_grpo_in_the_credit_and_in_nothing_else(name):
     labels = {"name": ROWS["grpo"].name, "paper": ROWS["grpo"].paper}
     assert dataclasses.replace(ROWS[name], credit=CREDITS["uniform"], **labels) == ROWS["grpo"]
@@ -85,8 +99,9 @@ def test_uniform_credit_is_no_credit(name, surrogate):
         row, credit=CreditRule("ones", lambda tensors, mask, settings, generator: mask.float(), lambda s: frozenset())
     )
     flat = CreditSettings(top=0.4, mass=0.4)  # α = 0: every rank weighs the same
+    alike = torch.ones(2, 3, 2, 2, 5)
     for algorithm in (resolve(name, surrogate=surrogate, credit=credit) for credit in CREDITS):
-        loss, gradient, credit = loss_and_gradient(algorithm, flat)
+        loss, gradient, credit = loss_and_gradient(algorithm, flat, alike)
         expected_loss, expected_gradient, _ = loss_and_gradient(unweighted)
         torch.testing.assert_close(credit, torch.ones(6, 4))
         torch.testing.assert_close(loss, expected_loss)
@@ -150,7 +165,7 @@ def test_advantage_scale_is_replaced():
     ("name", "override", "message"),
     [
         ("guidance_gpco", {}, "unknown algorithm 'guidance_gpco'; did you mean 'guidance_gcpo'?"),
-        ("xyz", {}, "unknown algorithm 'xyz'; known: dapo, grpo, gspo, guidance_gcpo, random_credit"),
+        ("xyz", {}, "unknown algorithm 'xyz'; known: critical_gcpo, dapo, entropy_credit, gold_gcpo, grpo, gspo, "),
         ("grpo", {"credit": "guidence"}, "unknown credit rule 'guidence'; did you mean 'guidance'?"),
         ("grpo", {"surrogate": "tokens"}, "unknown surrogate 'tokens'; did you mean 'token'?"),
         ("grpo", {"averaging": "sequences"}, "unknown averaging 'sequences'; did you mean 'sequence'?"),
@@ -174,10 +189,15 @@ def test_wrong_parts_are_named(name, override, message):
         ("guidance_gcpo", "k3", 0.0, {"cond_logp", "null_logp"}),
         ("guidance_gcpo", "exact_kl", 0.1, {"exact_kl", "ref_logp"}),
         ("random_credit", "js", 0.0, {"js"}),
+        ("stage", "k3", 0.0, {"advantage", "code_vectors"}),
+        ("entropy_credit", "k3", 0.0, {"entropy"}),
+        ("gold_gcpo", "k3", 0.0, set()),
+        ("critical_gcpo", "k3", 0.0, {"entropy", "code_vectors", "ref_logp"}),
     ],
 )
 def test_needs(name, contrast, beta, expected):
     assert needs(ROWS[name], CreditSettings(contrast=contrast), beta) == expected
+    assert needs(ROWS[name], CreditSettings(contrast=contrast), beta, entropy_reward=0.4) == expected | {"ref_logp"}
 
 
 def test_imports_only_torch_and_the_standard_library():

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gcpo_t2i.cli import main
@@ -41,6 +42,15 @@ class Place:
 
     def prompts(self, name: str, content: str | bytes) -> list[str]:
         return self.train("--train_prompts", self.file(name, content))
+
+    def gold(self, gold: object, *options: str) -> list[str]:
+        """A run that wants references, of one prompt that has this one."""
+        line = json.dumps({"prompt": "a red circle", "gold": gold})
+        return [*self.prompts("gold.jsonl", line), "--algorithm", "gold_gcpo", "--success_reward", "1", *options]
+
+    def picture(self, name: str, side: int) -> str:
+        Image.new("RGB", (side, side)).save(self.tmp / name)
+        return name
 
     def reward(self, name: str) -> list[str]:
         return self.train("--rewards", json.dumps([{"name": name}]))
@@ -101,7 +111,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "unknown option": (lambda p: p.train("--stpes", "3"), "unknown option '--stpes'; did you mean '--steps'?"),
     "unknown algorithm": (
         lambda p: p.train("--algorithm", "gpco"),
-        "algorithm 'gpco' is unknown; did you mean 'guidance_gcpo'?",
+        "algorithm 'gpco' is unknown; did you mean 'guidance_gcpo', 'gold_gcpo' or",
     ),
     "unknown contrast": (lambda p: p.train("--credit.contrast", "k4"), "credit.contrast 'k4' is unknown"),
     "a word for a number": (lambda p: p.train("--steps", "many"), "steps"),
@@ -113,6 +123,29 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "KL weights without KL": (
         lambda p: p.train("--loss.beta", "0", "--loss.kl_reweight"),
         "loss.kl_reweight changes the KL term, which needs loss.beta > 0",
+    ),
+    # --- references
+    "no reference at all": (lambda p: p.gold(None), "gold.jsonl: no prompt has a reference; add the column"),
+    "no reference there": (lambda p: p.gold("no.png"), "gold.jsonl, line 1: gold: image"),
+    "reference that is no image": (
+        lambda p: p.gold(Path(p.file("text.png", "hello")).name),
+        "cannot be read as a picture",
+    ),
+    "reference of another size": (
+        lambda p: p.gold(p.picture("big.png", 64)),
+        "gold.jsonl, line 1: gold 'big.png' has 64 × 64 pixels, the model's images have 16 × 16; scale it",
+    ),
+    "reference that is neither": (lambda p: p.gold(7), "must be the path of a picture or a list of codes, got 7"),
+    "reference with too few codes": (lambda p: p.gold([1, 2]), "gold has 2 codes, the model's images have 16"),
+    "reference with unknown codes": (lambda p: p.gold([32] * 16), "gold has the code 32, the model's are 0 to 31"),
+    "references and a group of one": (lambda p: p.gold([1] * 16, "--group_size", "1"), "group_size 1 leaves no group"),
+    "nobody knows what is right": (
+        lambda p: p.train("--algorithm", "gold_gcpo"),
+        "asks which images are right, and no reward says so (bright); give --success_reward",
+    ),
+    "success that is no number": (
+        lambda p: p.train("--success_reward", "nan"),
+        "success_reward: 'nan' is not a number",
     ),
     "tag that is not there": (lambda p: p.train("--train_mix", '{"a": 1}'), "train_mix {'a': 1} must give a number"),
     "device that is not there": (lambda p: p.train("--device", "cuda:77"), "device 'cuda:77' is not there"),

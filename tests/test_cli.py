@@ -250,7 +250,10 @@ def test_resume_takes_the_settings_of_the_run(run, tmp_path):
         ("train --rewards [{nam:_clip}]", "unknown key 'rewards.nam'; did you mean 'rewards.name'?"),
         ("train --rewards [{weight:_1}]", "rewards.name is missing"),
         ("train --rewards [{name:_a,weight:_x}]", "rewards.weight: 'x' is not a number"),
-        ("train --algorithm gpco", "algorithm 'gpco' is unknown; did you mean 'guidance_gcpo'?"),
+        (
+            "train --algorithm gpco",
+            "algorithm 'gpco' is unknown; did you mean 'guidance_gcpo', 'gold_gcpo' or",
+        ),
         ("train --steps 0", "steps must be > 0, not 0"),
         ("train --resume", "resume which run? Name its folder with --output_dir"),
         ("train --config none.yaml", "none.yaml: no such file"),
@@ -270,7 +273,10 @@ def test_group_size_one(run):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("algorithm: gpco", "x.yaml: algorithm 'gpco' is unknown; did you mean 'guidance_gcpo'?"),
+        (
+            "algorithm: gpco",
+            "x.yaml: algorithm 'gpco' is unknown; did you mean 'guidance_gcpo', 'gold_gcpo' or",
+        ),
         ("credit: {top: 1.5}", "x.yaml: credit.top must be in (0, 1), not 1.5"),
         ("stps: 3", "x.yaml: unknown key 'stps'; did you mean 'steps'?"),
         ("learning_rate: 1", "x.yaml: unknown key 'learning_rate'; did you mean 'optim.learning_rate'?"),

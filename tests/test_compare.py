@@ -348,7 +348,10 @@ def test_as_many_runs_as_cores_or_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--algorithms grpo gpco", "algorithms: algorithm 'gpco' is unknown; did you mean 'guidance_gcpo'?"),
+        (
+            "--algorithms grpo gpco",
+            "algorithms: algorithm 'gpco' is unknown; did you mean 'guidance_gcpo', 'gold_gcpo' or",
+        ),
         ("--algorithms grpo,grpo", "algorithms: grpo is there twice"),
         ("--seeds 0 1 0", "seeds: 0 is there twice"),
         ("--seeds 0 x", "seeds: '0,x' is not a list"),

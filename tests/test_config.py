@@ -31,6 +31,7 @@ from gcpo_t2i.parsing import load_config
 from gcpo_t2i.yaml_files import save_config, to_yaml
 
 CONFIGS = sorted(Path(__file__).parent.parent.joinpath("configs").glob("shapesworld_*.yaml"))
+CALLED_SO = "; did you mean 'guidance_gcpo', 'gold_gcpo' or 'critical_gcpo'?"
 
 
 def fails(config) -> tuple[str, str]:
@@ -77,8 +78,14 @@ def test_bounds_name_the_field_and_the_value(config, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TrainConfig(algorithm="gpco"), "algorithm 'gpco' is unknown; did you mean 'guidance_gcpo'?"),
-        (TrainConfig(algorithm="gcpo"), "algorithm 'gcpo' is unknown; did you mean 'guidance_gcpo'?"),
+        (
+            TrainConfig(algorithm="gpco"),
+            f"algorithm 'gpco' is unknown{CALLED_SO}",
+        ),
+        (
+            TrainConfig(algorithm="gcpo"),
+            f"algorithm 'gcpo' is unknown{CALLED_SO}",
+        ),
         (TrainConfig(algorithm="grop"), "algorithm 'grop' is unknown; did you mean 'grpo'?"),
         (
             TrainConfig(credit=CreditConfig(rule="guidnce")),
@@ -200,7 +207,7 @@ def test_load_config_names_the_file(tmp_path):
     path.write_text("algorithm: gpco\n")
     with pytest.raises(UserError) as caught:
         load_config(path)
-    assert str(caught.value) == f"{path}: algorithm 'gpco' is unknown; did you mean 'guidance_gcpo'?"
+    assert str(caught.value) == f"{path}: algorithm 'gpco' is unknown{CALLED_SO}"
 
 
 def test_next_run_dir_is_the_first_unused(tmp_path):
@@ -244,8 +251,11 @@ def test_check_output_dir(tmp_path, monkeypatch):
     assert message(file, overwrite=True) == f"output folder '{file}' is a file; name another folder"
 
 
-def test_there_is_one_config_file_per_row():
-    assert {path.stem.removeprefix("shapesworld_") for path in CONFIGS} == set(ROWS)
+def test_there_is_one_config_file_per_row_and_one_with_another_credit():
+    named = {path.stem.removeprefix("shapesworld_") for path in CONFIGS}
+    assert named == set(ROWS) | {"gold_gcpo_guidance"}
+    row, _ = resolve_algorithm(load_config(next(path for path in CONFIGS if path.stem.endswith("gcpo_guidance"))))
+    assert (row.name, row.credit.name) == ("gold_gcpo", "guidance") and row.rescue is not None
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -254,7 +264,7 @@ def test_config_files(path):
     for field in ("command:", "hardware:", "time:", "expected:", "seed:"):
         assert f"# {field}" in text
     assert f"gcpo-t2i train --config configs/{path.name}" in text
-    assert load_config(path).algorithm == path.stem.removeprefix("shapesworld_")
+    assert path.stem.removeprefix("shapesworld_").startswith(load_config(path).algorithm)
     defaults = dataclasses.asdict(TrainConfig())
     body = yaml.safe_load(text)
     assert [key for key, value in body.items() if value == defaults[key] and key != "algorithm"] == []

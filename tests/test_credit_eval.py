@@ -15,12 +15,14 @@ import pytest
 import torch
 from diffusers import VQModel
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gcpo_t2i.cli import main
-from gcpo_t2i.config import CreditEvalConfig
+from gcpo_t2i.config import CreditEvalConfig, RewardConfig
 from gcpo_t2i.credit_eval import continuations
 from gcpo_t2i.credit_eval.advantage import FOLDS, UNIT, Call, Tally, calls, departures, product, units, values
+from gcpo_t2i.credit_eval.companions import GROUP, group_scores
 from gcpo_t2i.credit_eval.decisions import Truth, best_held, cosines, densities, find_decisions, held, quarters, thirds
 from gcpo_t2i.credit_eval.intervals import Interval, Resamples, median
 from gcpo_t2i.credit_eval.metrics import auroc, average_precision, density_ratio, inside, membership
@@ -94,13 +96,43 @@ def test_the_values_of_an_image_stay_together_in_a_median() -> None:
 
 def test_rules_are_what_they_say() -> None:
     cond, null = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-2.0, -2.0]])
-    stats = {name: torch.tensor([[0.1, 0.2]]) for name in ("exact_kl", "js", "entropy")}
+    stats = {name: torch.tensor([[0.1, 0.2]]) for name in ("exact_kl", "js", "entropy", "stage", "critical")}
     scores = all_scores({"cond_logp": cond, "null_logp": null, "sample_logp": cond, **stats}, np.zeros((1, 2)), 0)
     assert set(scores) == set(RULES)
     assert scores["k3"][0] == pytest.approx([math.exp(-1), 0])  # exp(−1) + 1 − 1
     assert scores["log_ratio"].tolist() == [[1, 0]]
     assert scores["surprise"].tolist() == [[1, 2]]
     assert mean_of_others(np.array([[1.0, 0.0], [2.0, 4.0], [6.0, 8.0]])).tolist() == [[4, 6], [3.5, 4], [1.5, 2]]
+
+
+def test_companions_are_the_group_that_an_image_is_held_against(
+    reward_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, rewards = tiny_policy(), RewardSet.load([RewardConfig(f"{reward_file}:bright")])
+    sampler = Sampler(policy, rewards, CreditEvalConfig(batch_size=8), torch.device("cpu"))
+    prompts = [Prompt("a red circle"), Prompt("two blue square")]
+    own = sampler.images(prompts)
+
+    def scores() -> dict[str, Tensor]:
+        return group_scores(sampler, prompts, own.tokens, own.tensors["entropy"], "images", tmp_path)
+
+    found = scores()
+    stored = load_file(tmp_path / "companions-images-2.safetensors")
+    assert stored["tokens"].shape == (2, GROUP - 1, 16)
+    for image in range(2):
+        everyone = torch.tensor([own.rewards[image], *stored["rewards"][image].tolist()])
+        above = everyone > everyone.mean()
+        for place in range(16):
+            vector = policy.codebook[own.tokens[image, place]]
+            cosines = [
+                torch.cosine_similarity(vector, policy.codebook[stored["tokens"][image, j, place]], dim=0).item()
+                for j in range(GROUP - 1)
+                if above[1 + j] != above[0]
+            ]
+            assert found["stage"][image, place].item() == pytest.approx((1 - np.mean(cosines)) / 2, abs=1e-5)
+    assert found["critical"].sum(dim=1).tolist() == [3, 3] and (found["critical"][:, 0] == 1).all()
+    monkeypatch.setattr(Sampler, "drawn", None)
+    assert all(torch.equal(tensor, scores()[name]) for name, tensor in found.items())  # from the file
 
 
 # --- the estimator ------------------------------------------------------------
@@ -402,7 +434,7 @@ def test_objects_and_phrases_of_the_embedded_model(tmp_path: Path) -> None:
 def test_all_truths_share_the_images() -> None:
     """Places are told by objects where they are known, else by raster order alone."""
     generator = np.random.default_rng(0)
-    tensors = {name: torch.rand(4, 16) for name in ("exact_kl", "js", "entropy")}
+    tensors = {name: torch.rand(4, 16) for name in ("exact_kl", "js", "entropy", "stage", "critical")}
     tensors |= {name: -torch.rand(4, 16) for name in ("cond_logp", "null_logp", "sample_logp")}
     tags = [Prompt("x", None, {"tag": tag}) for tag in "aabb"]
     samples = Samples(tags, torch.zeros(4, 16, dtype=torch.int64), tensors, generator.random(4))

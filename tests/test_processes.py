@@ -110,6 +110,8 @@ WHOLE = {  # options, environment of the run by two processes, and the run by on
     "guidance": ([], {}, "guidance 1"),
     "random": (["--algorithm", "random_credit"], {}, "random 1"),
     "dapo": (COARSE, {}, "dapo 1"),
+    "critical": (["--algorithm", "critical_gcpo"], {}, "critical 1"),
+    "stage": (["--algorithm", "stage"], {}, "stage 1"),
     "sharded": ([], FSDP2, "guidance 1"),
     "sharded dapo": ([*COARSE, "--gradient_checkpointing", "--micro_batch_size", "3"], FSDP2, "dapo 1"),
 }

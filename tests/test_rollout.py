@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,9 +47,11 @@ def test_groups_keep_everything_that_belongs_to_a_prompt() -> None:
 
 def test_join_is_the_inverse_of_groups() -> None:
     whole = batch(["a", "b", "c"], [[0, 1], [2, 3], [4, 5]])
+    whole = replace(whole, success=whole.rewards > 2)
     again = join([whole.groups([0]), whole.groups([]), whole.groups([1, 2])])
     assert torch.equal(again.rollout.tokens, whole.rollout.tokens)
     assert torch.equal(again.rewards, whole.rewards)
+    assert again.success is not None and again.success.tolist() == [[False, False], [False, True], [True, True]]
     assert again.scores == whole.scores and again.prompts == whole.prompts and again.images == whole.images
 
 
@@ -61,7 +64,7 @@ def test_without_a_rule_the_first_batch_is_the_batch() -> None:
     first = batch(["a", "b"], [[1, 1], [0, 1]])
     sample = sampler(first)
     got, drawn = collect(sample, keep=None, max_rounds=3)
-    assert got is first and drawn is first.rewards
+    assert got is first and drawn == [first]
 
 
 def test_groups_without_signal_are_replaced_by_fresh_prompts() -> None:
@@ -71,14 +74,14 @@ def test_groups_without_signal_are_replaced_by_fresh_prompts() -> None:
     got, drawn = collect(sample, keep=has_spread, max_rounds=3)
     assert [prompt.text for prompt in got.prompts] == ["b", "e"]  # f is one more than asked for
     assert got.rewards.tolist() == [[0, 1], [2, 0]]
-    assert drawn.tolist() == [[1, 1], [0, 1], [0, 0], [1, 1], [2, 0], [0, 3]]
+    assert [part.rewards.tolist() for part in drawn] == [[[1, 1], [0, 1]], [[0, 0], [1, 1]], [[2, 0], [0, 3]]]
     assert got.seconds == {"rollout": 3.0, "reward": 3.0}  # all three rounds were paid for
 
 
 def test_rounds_are_bounded_and_what_is_left_is_used() -> None:
     sample = sampler(batch(["a", "b"], [[1, 1], [0, 1]]), batch(["c", "d"], [[0, 0], [1, 1]]))
     got, drawn = collect(sample, keep=has_spread, max_rounds=2)
-    assert [prompt.text for prompt in got.prompts] == ["b"] and len(drawn) == 4
+    assert [prompt.text for prompt in got.prompts] == ["b"] and len(drawn) == 2
 
 
 def test_no_signal_at_all_still_gives_a_batch() -> None:
@@ -104,7 +107,7 @@ def test_two_processes_sample_until_both_together_have_enough() -> None:
     rounds = [batch(["a", "b"], [[1, 1], [0, 1]]), batch(["c", "d"], [[0, 2], [0, 3]])]
     got, drawn = collect(sampler(*rounds), keep=has_spread, max_rounds=3, processes=Two(2, 0, 1))
     # wanted 2 + 2; first round 1 here and 0 there, second 2 here and 1 there: the first four are all
-    assert [prompt.text for prompt in got.prompts] == ["b", "c", "d"] and len(drawn) == 4
+    assert [prompt.text for prompt in got.prompts] == ["b", "c", "d"] and len(drawn) == 2
 
 
 def test_a_process_left_with_nothing_is_idle() -> None:
@@ -116,6 +119,12 @@ def test_a_process_left_with_nothing_is_idle() -> None:
         "a",
         "b",
     ] and got.mask.all()  # nobody has a signal
+
+
+def test_only_selected_codes_are_learned_from() -> None:
+    part = replace(batch(["a"], [[0, 1]]), selected=torch.tensor([[True, False, True], [False, True, False]]))
+    assert part.mask.tolist() == [[True, False, True], [False, True, False]]
+    assert not replace(part, idle=True).mask.any()
 
 
 def test_first_in_turn() -> None:

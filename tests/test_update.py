@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
+from gcpo_t2i.algo.credit import CreditSettings
 from gcpo_t2i.config import LossConfig, RewardConfig, TrainConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt
-from gcpo_t2i.rollout import Sampling, sample_batch
+from gcpo_t2i.rollout import Sampling, credit_tensors, sample_batch
 from gcpo_t2i.scoring import RewardSet
 from gcpo_t2i.update import Updater
 from tests.tiny import tiny_policy
@@ -49,6 +53,51 @@ def step(processes: int, reward_file: Path, out: Path) -> None:
         names = ("loss", "kl", "entropy", "grad_norm")
         save_file(weights | {f"metrics/{name}": torch.tensor(metrics[name]) for name in names}, out)
     accelerator.end_training()
+
+
+def test_critical_tokens_train_alone_and_by_their_weight(reward_file: Path) -> None:
+    """The loss of the step against a sum over the selected codes, written out."""
+    config = TrainConfig(algorithm="critical_gcpo", micro_batch_size=3, loss=LossConfig(beta=0.1))
+    algorithm, _ = resolve_algorithm(config)
+    assert algorithm.select is not None
+    policy, reference = tiny_policy(), tiny_policy(seed=1).requires_grad_(False)
+    rewards = RewardSet.load([RewardConfig(f"{reward_file}:bright")])
+    prompts = [Prompt(text) for text in PROMPTS[:2]]
+    batch = sample_batch(
+        policy, prompts, rewards, Sampling(4, 2.0), torch.Generator().manual_seed(0), stats=["entropy"]
+    )
+    advantage = algorithm.advantage(batch.rewards)
+    tensors = credit_tensors(policy, batch, advantage, {"code_vectors"})
+    batch = replace(batch, selected=algorithm.select.fn(tensors, batch.mask))
+    credit = algorithm.credit.fn(tensors, batch.mask, CreditSettings(), [])
+    expected, kl, images = 0.0, 0.0, len(batch.images)
+    for i in range(images):
+        cond = batch.cond[[i // 4]]
+        own, other = (model.logp(cond, batch.rollout.tokens[[i]]).logp[0].tolist() for model in (policy, reference))
+        chosen, running = batch.mask[i].tolist(), 0.0
+        for t, (logp, ref) in enumerate(zip(own, other, strict=True)):
+            running += math.exp(min(max(logp - ref, -0.5), 0.5))
+            if chosen[t]:
+                share = 1 / (images * sum(chosen))
+                expected -= advantage.flatten()[i].item() * running / (t + 1) * share
+                kl += (math.exp(ref - logp) - (ref - logp) - 1) * share
+    update = Updater(policy, reference, config, algorithm, Accelerator(cpu=True))
+    metrics, _ = update(batch, advantage.flatten(), credit, lr=0.0)
+    assert batch.mask.sum(dim=1).tolist() == [3] * 8
+    assert metrics["kl"] == pytest.approx(kl, rel=1e-4)
+    assert metrics["loss"] == pytest.approx(expected + 0.1 * kl, rel=1e-4)
+
+
+def test_entropies_are_those_of_both_models(reward_file: Path) -> None:
+    config = TrainConfig(micro_batch_size=3, loss=LossConfig(entropy_reward=0.4))
+    policy, reference = tiny_policy(), tiny_policy(seed=1).requires_grad_(False)
+    rewards = RewardSet.load([RewardConfig(f"{reward_file}:bright")])
+    batch = sample_batch(policy, [Prompt("blue"), Prompt("a circle")], rewards, Sampling(2), torch.Generator())
+    found = Updater(policy, reference, config, resolve_algorithm(config)[0], Accelerator(cpu=True)).entropies(batch)
+    for own, model in zip(found, (policy, reference), strict=True):
+        scores = model.logp(batch.cond.repeat_interleave(2), batch.rollout.tokens, entropy=True)
+        assert scores.entropy is not None and own.shape == (2, 2)
+        torch.testing.assert_close(own.flatten(), scores.entropy.mean(dim=1).detach())
 
 
 WORKER = """

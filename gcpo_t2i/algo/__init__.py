@@ -1,7 +1,10 @@
 """The algorithms: pure functions on tensors, and the rows that name them. Imports torch and the standard library only.
 
+    edits       what is done to samples or rewards before: references for groups that failed, the entropy reward
     advantage   rewards (P,G) → advantage (P,G)
+    critical    which codes are learned from, and a weight by how far the policy has moved on them
     credit      rollout log-probs (B,T) → how the advantage of a sample is shared out over its tokens (B,T)
+    groups      how alike the images of a group are, code by code
     loss        log-probs, advantage, weights → one scalar, and metrics
     rows        which of these an algorithm uses, one frozen record each
 

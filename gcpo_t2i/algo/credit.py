@@ -13,6 +13,12 @@ Deviations from the published code: it clamps η to 10 *before* it ranks, and br
 equal tokens get weights from 0.02 to 2.71; here nothing is clamped before the ranking and equal evidence gets equal
 credit (average ranks).
 
+Two rules need no null prompt. Entropy: weights by how unsure the policy was of a code. STAGE (arXiv 2509.25027): an image
+whose code agrees with those of images of opposite advantage would be pulled both ways there, so the credit goes to where
+it differs from them:
+
+    w_t = (1 − cos_t) / 2 over its mean         cos_t: mean cosine to the codes of those images (`groups`)
+
 A new credit rule is a function with the signature `CreditFn` and a `CreditRule` that names it; `CREDITS` makes it
 selectable by name.
 """
@@ -27,6 +33,8 @@ import torch
 from torch import Tensor
 
 from gcpo_t2i.algo import unknown
+from gcpo_t2i.algo.groups import opposite_similarity
+from gcpo_t2i.algo.loss import kl_reweight
 
 MAX_LOG_RATIO = 20.0
 
@@ -243,13 +251,46 @@ def random_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, gene
     return torch.empty_like(credit).scatter_(1, target, credit.gather(1, source))
 
 
+def entropy_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, generators: Generators) -> Tensor:
+    """The less sure the policy was of a code, the more credit; the normalizer says how much.
+
+    After arXiv 2506.01939, which trains a language model on the 20 % of its tokens with the highest entropy alone. Needs
+    `entropy` (B,T) of the distribution that sampled.
+    """
+    return NORMALIZERS[settings.normalizer].fn(tensors["entropy"].float(), mask, settings)
+
+
+def dissimilarity(tensors: Tensors) -> Tensor:
+    """(1 − cos)/2 in [0, 1], (B,T) float32, from `code_vectors` (P,G,H,W,D) and `advantage` (P,G)."""
+    return (1 - opposite_similarity(tensors["code_vectors"], tensors["advantage"])) / 2
+
+
+def stage_credit(tensors: Tensors, mask: Tensor, settings: CreditSettings, generators: Generators) -> Tensor:
+    """Codes get credit by how much they differ from those of images of opposite advantage (arXiv 2509.25027).
+
+    Contrast and normalizer do not apply: the paper's weights are the dissimilarities themselves. Deviations from the
+    published code: it divides them by their mean over the group, so that an image which differs more weighs more, and
+    here by the mean of the image; where all of a group failed alike it counts an image among its own opposites.
+    """
+    return _mean_one(dissimilarity(tensors), mask)
+
+
 @dataclass(frozen=True)
 class CreditRule:
-    """A way to share out the advantage. `needs` names the rollout tensors that `fn` reads under given settings."""
+    """A way to share out the advantage.
+
+    Attributes:
+        name: Its name in configs.
+        fn: Tensors of the rollout → credit (B,T).
+        needs: Names of the tensors that `fn` reads under given settings: (B,T) ones of the rollout, `advantage` (P,G), or
+            `code_vectors` (P,G,H,W,D), the image tokenizer's vectors of the codes.
+        kl_factor: The same tensors, and the credit → factor (B,T) on the KL of each token, where `kl_reweight` is on.
+    """
 
     name: str
     fn: CreditFn
     needs: Callable[[CreditSettings], frozenset[str]]
+    kl_factor: Callable[[Tensors, Tensor], Tensor] = lambda tensors, credit: kl_reweight(credit)
 
 
 def _contrast_needs(settings: CreditSettings) -> frozenset[str]:
@@ -260,6 +301,14 @@ CREDITS: dict[str, CreditRule] = {
     "uniform": CreditRule("uniform", uniform_credit, lambda settings: frozenset()),
     "guidance": CreditRule("guidance", guidance_credit, _contrast_needs),
     "random": CreditRule("random", random_credit, _contrast_needs),
+    "entropy": CreditRule("entropy", entropy_credit, lambda settings: frozenset({"entropy"})),
+    "stage": CreditRule(
+        "stage",
+        stage_credit,
+        lambda settings: frozenset({"code_vectors", "advantage"}),
+        # on the dissimilarity itself: 1 for cos ≥ 0, falling to 1/2 where the code is the opposite of the others'
+        kl_factor=lambda tensors, credit: kl_reweight(dissimilarity(tensors)),
+    ),
 }
 
 

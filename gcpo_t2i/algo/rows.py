@@ -16,6 +16,8 @@ from torch import Tensor
 from gcpo_t2i.algo import unknown
 from gcpo_t2i.algo.advantage import SCALES, group_advantage, has_spread
 from gcpo_t2i.algo.credit import CREDITS, CreditRule, CreditSettings
+from gcpo_t2i.algo.critical import CRITICAL, Selection, confidence_weight
+from gcpo_t2i.algo.edits import all_failed
 from gcpo_t2i.algo.loss import AVERAGING, SURROGATES, Surrogate
 
 
@@ -34,6 +36,10 @@ class Algorithm:
         clip_high: The ratio is clipped above at 1 + clip_high.
         keep: Rewards (P,G) → (P,) bool, the groups worth an update; None keeps all. Where it is set, the rollout loop
             draws fresh prompts in place of the groups that it drops, up to a limit of its own.
+        rescue: Success (P,G) bool → (P,) bool, the groups in which a reference of the prompt takes the place of the worst
+            sample, after `keep` and before the advantage; None: no group.
+        select: Which codes are learned from, by policy loss and KL alike; credit and averages are over them. None: all.
+        reweight: Log-probs (B,T) of the policy and of the reference → factor (B,T) on the policy loss of each code; None: 1.
     """
 
     name: str
@@ -45,6 +51,9 @@ class Algorithm:
     clip_low: float = SURROGATES["token"].clip_low
     clip_high: float = SURROGATES["token"].clip_high
     keep: Callable[[Tensor], Tensor] | None = None
+    rescue: Callable[[Tensor], Tensor] | None = None
+    select: Selection | None = None
+    reweight: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.averaging not in AVERAGING:
@@ -77,7 +86,7 @@ ROWS: dict[str, Algorithm] = {
             clip_low=SURROGATES["sequence"].clip_low,
             clip_high=SURROGATES["sequence"].clip_high,
         ),
-        # These two differ from grpo in the credit and in nothing else.
+        # These differ from grpo in the credit and in nothing else.
         replace(
             _GRPO,
             name="guidance_gcpo",
@@ -89,6 +98,34 @@ ROWS: dict[str, Algorithm] = {
             name="random_credit",
             paper="none: the control for arXiv 2605.29198, its weights in the wrong places",
             credit=CREDITS["random"],
+        ),
+        replace(
+            _GRPO,
+            name="stage",
+            paper="STAGE: Stable and Generalizable GRPO for Autoregressive Image Generation, arXiv 2509.25027",
+            credit=CREDITS["stage"],
+        ),
+        replace(
+            _GRPO,
+            name="entropy_credit",
+            paper="after Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement Learning for LLM "
+            "Reasoning, arXiv 2506.01939",
+            credit=CREDITS["entropy"],
+        ),
+        Algorithm(
+            "gold_gcpo",
+            "GCPO: When Contrast Fails, Go Gold, arXiv 2510.07790",
+            surrogate=SURROGATES["sequence"],
+            clip_low=SURROGATES["sequence"].clip_low,
+            clip_high=SURROGATES["sequence"].clip_high,
+            rescue=all_failed,
+        ),
+        replace(
+            _GRPO,
+            name="critical_gcpo",
+            paper="Group Critical-token Policy Optimization for Autoregressive Image Generation, arXiv 2509.22485",
+            select=CRITICAL,
+            reweight=confidence_weight,
         ),
     )
 }
@@ -132,10 +169,13 @@ def resolve(
     return replace(row, **(parts | {key: value for key, value in given.items() if value is not None}))
 
 
-def needs(algorithm: Algorithm, settings: CreditSettings, beta: float) -> frozenset[str]:
-    """Names of the tensors (B,T) that the rollout must provide: those of the credit, and `ref_logp` if beta > 0.
+def needs(algorithm: Algorithm, settings: CreditSettings, beta: float, entropy_reward: float = 0.0) -> frozenset[str]:
+    """Names of what the rollout must provide: what credit and selection read, and `ref_logp` if anything is held against the
+    reference: KL (beta > 0), the entropy reward, or the weights of the row.
 
-    For the rows of this file a subset of {"cond_logp", "null_logp", "exact_kl", "js", "ref_logp"}; a custom rule may
-    name others.
+    For the rows of this file a subset of {"cond_logp", "null_logp", "exact_kl", "js", "entropy", "advantage",
+    "code_vectors", "ref_logp"}; a custom rule may name others.
     """
-    return algorithm.credit.needs(settings) | ({"ref_logp"} if beta > 0 else set())
+    selection = algorithm.select.needs if algorithm.select else frozenset()
+    reference = beta > 0 or entropy_reward > 0 or algorithm.reweight is not None
+    return algorithm.credit.needs(settings) | selection | ({"ref_logp"} if reference else set())

@@ -36,11 +36,12 @@ class ConfigError(UserError):
 
 
 def suggest(value: str, known: Iterable[str]) -> str:
-    """`did_you_mean`, but 'gcpo' and its misspelling 'gpco' mean 'guidance_gcpo', where difflib would say 'grpo'."""
+    """`did_you_mean`, but 'gcpo' and its misspelling 'gpco' mean one of those called so, where difflib would say 'grpo'."""
     names = list(known)
     letters = [name for name in names if sorted(name.rpartition("_")[2]) == sorted(value)]
     if letters and not get_close_matches(value, names, cutoff=0.8):
-        return f"; did you mean '{letters[0]}'?"
+        *others, last = (f"'{name}'" for name in letters)
+        return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
     return did_you_mean(value, names)
 
 

@@ -30,7 +30,8 @@ class CreditConfig:
     """Which tokens of an image get how much of its advantage."""
 
     rule: str | None = None
-    """uniform, guidance, or random (guidance weights in shuffled places); null = what the algorithm uses."""
+    """uniform, guidance, random (guidance weights in shuffled places), entropy (of the policy), or stage (difference from
+    images of opposite advantage); null = what the algorithm uses."""
     source: Literal["rollout", "replay"] = "rollout"
     """Where the log-probs that are compared come from: from sampling, for free, or scored again before every update by the
     policy as it is then, at the price of two passes (for updates_per_rollout above 1)."""
@@ -65,6 +66,9 @@ class LossConfig:
     """Factor of the KL divergence to the starting model; 0 = no KL term, and no second model in memory."""
     kl_reweight: bool = False
     """Halve the KL penalty on tokens with much credit (needs beta > 0)."""
+    entropy_reward: float = bounded(0.0, ">= 0")
+    """Factor of STAGE's entropy reward, which prefers, among the best images of a group, those whose entropy is that of the
+    starting model; 0 = none (and no second model for it)."""
     entropy_coef: float = bounded(0.0, ">= 0")
     """Factor of the entropy bonus."""
 
@@ -156,7 +160,7 @@ class TrainConfig:
     """What is trained: shapesworld (the model that ships with the package), a policy folder, a folder with a Janus of
     transformers, or a repository of the Hugging Face hub that holds one."""
     algorithm: str = "guidance_gcpo"
-    """guidance_gcpo, grpo, dapo, gspo, or the control random_credit."""
+    """guidance_gcpo, gold_gcpo, critical_gcpo, stage, entropy_credit, grpo, dapo, gspo, or the control random_credit."""
     output_dir: str | None = None
     """Folder for metrics, images and the trained model; null = the first unused runs/ALGORITHM-N."""
     steps: int = bounded(130, "> 0")
@@ -206,6 +210,9 @@ class TrainConfig:
     rewards: list[RewardConfig] = field(default_factory=default_rewards)
     """A list of {name, weight, kwargs}: geneval, clip, aesthetic, pickscore, hps, remote, or your own as pkg.module:name or
     file.py:name; the factor in the sum; settings."""
+    success_reward: float | None = None
+    """An image is right if its weighted sum of rewards is at least this; null = if the rewards that can tell say so, such as
+    geneval by its strict verdict. gold_gcpo goes by it."""
     credit: CreditConfig = field(default_factory=CreditConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -4,6 +4,7 @@ advantage of every token.
     runs/credit-eval/
       recipe.json                   what the numbers depend on; another recipe is refused
       samples.safetensors           the model's own images: codes, log-probs, statistics, rewards
+      companions-*.safetensors      more images of the same prompts, for the rules that compare images of a group
       continuations.safetensors     sums of rewards of continuations: what hours went into
       credit.json .md .png          the results
 
@@ -23,6 +24,7 @@ from rich.console import Console
 from gcpo_t2i import __version__
 from gcpo_t2i.config import CreditEvalConfig
 from gcpo_t2i.credit_eval import continuations, objects, phrases, samples
+from gcpo_t2i.credit_eval.companions import group_scores
 from gcpo_t2i.credit_eval.decisions import find_decisions
 from gcpo_t2i.credit_eval.figure import draw
 from gcpo_t2i.credit_eval.report import as_json, markdown, sheets
@@ -77,6 +79,8 @@ def measure(sampler: Sampler, prompts: list[Prompt], folder: Path, console: Cons
     """Truth → what was found."""
     config = sampler.config
     own = own_samples(sampler, prompts, folder / samples.SAMPLES)
+    if set(config.truths) & {"objects", "advantage"}:
+        own.tensors.update(group_scores(sampler, prompts, own.tokens, own.tensors["entropy"], "images", folder))
     found: dict[str, Any] = {}
     seen = None
     if set(config.truths) & {"objects", "phrases"}:
@@ -89,7 +93,7 @@ def measure(sampler: Sampler, prompts: list[Prompt], folder: Path, console: Cons
             "images": (own.prompts, own.tokens, seen),
         }
         if "objects" in config.truths:
-            found["objects"] = {name: _objects(sampler, *source) for name, source in sources.items()}
+            found["objects"] = {name: _objects(sampler, name, folder, *source) for name, source in sources.items()}
         if "phrases" in config.truths:
             found["phrases"] = {name: _phrases(sampler, *source) for name, source in sources.items()}
     if "advantage" in config.truths:
@@ -106,9 +110,17 @@ def own_samples(sampler: Sampler, prompts: list[Prompt], path: Path) -> Samples:
     return samples.read_samples(prompts, path)
 
 
-def _objects(sampler: Sampler, prompts: list[Prompt], codes: torch.Tensor, found: list[objects.Objects]) -> Any:
+def _objects(
+    sampler: Sampler,
+    source: str,
+    folder: Path,
+    prompts: list[Prompt],
+    codes: torch.Tensor,
+    found: list[objects.Objects],
+) -> Any:
     masks = np.stack([objects.union(own, codes.shape[1]) for own in found])
     tensors = sampler.rescored(prompts, codes)
+    tensors |= group_scores(sampler, prompts, codes, tensors["entropy"], source, folder)
     return objects.find_objects(tensors, masks, samples.tags_of(prompts), sampler.config.seed)
 
 

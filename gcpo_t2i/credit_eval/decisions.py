@@ -15,14 +15,14 @@ from gcpo_t2i.algo.credit import CONTRASTS, NORMALIZERS
 from gcpo_t2i.credit_eval.advantage import FOLDS, Tally, departures, product, values
 from gcpo_t2i.credit_eval.intervals import Interval, Resamples
 from gcpo_t2i.credit_eval.metrics import membership
-from gcpo_t2i.credit_eval.rules import REFERENCE, RULES, Scores, all_scores, credit, fits
+from gcpo_t2i.credit_eval.rules import OF_GROUPS, REFERENCE, RULES, Scores, all_scores, credit, fits
 from gcpo_t2i.credit_eval.samples import Samples
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)  # of the tokens of an image
 COMPARED = 0.05  # where rules are held against each other: few tokens decide
 CURVE = (*(i / 100 for i in range(20)), *(i / 20 for i in range(4, 21)))
 BEST = "best"
-WEIGHED = (*CONTRASTS, "entropy", "surprise")  # rules whose scores can be credit
+WEIGHED = (*CONTRASTS, *OF_GROUPS, "entropy", "surprise")  # rules whose scores can be credit
 
 
 @dataclass(frozen=True)

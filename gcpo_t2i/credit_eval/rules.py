@@ -1,5 +1,7 @@
-"""The ways to score tokens that are held against the truth: contrasts of the credit, and controls that know no contrast.
+"""The ways to score tokens that are held against the truth: contrasts of the credit, rules of groups, and controls.
 
+stage      difference from images of the same prompt and of opposite advantage (see `companions`)
+critical   1 for the codes that `critical_gcpo` learns from, else 0
 uniform    every token alike: what plain GRPO does
 random     random numbers
 position   the mean of the truth at this place over all other images: all that can be known from the place alone
@@ -18,8 +20,9 @@ from torch import Tensor
 from gcpo_t2i.algo.credit import CONTRASTS, NORMALIZERS, CreditSettings
 from gcpo_t2i.models.policy import Rollout
 
+OF_GROUPS = ("stage", "critical")
 CONTROLS = ("uniform", "random", "position", "entropy", "surprise")
-RULES = (*CONTRASTS, *CONTROLS)
+RULES = (*CONTRASTS, *OF_GROUPS, *CONTROLS)
 REFERENCE = CreditSettings().contrast  # what differences are to
 
 Scores = dict[str, np.ndarray]  # rule → (N, T) float64
@@ -37,14 +40,20 @@ def contrasts(tensors: Mapping[str, Tensor]) -> Scores:
 
 
 def all_scores(tensors: Mapping[str, Tensor], truth: np.ndarray, seed: int) -> Scores:
-    """The scores of every rule for N images, of which `truth` (N, T) holds what is to be found."""
-    return contrasts(tensors) | {
-        "uniform": np.zeros(truth.shape),
-        "random": np.random.default_rng(seed).random(truth.shape),
-        "position": mean_of_others(truth),
-        "entropy": tensors["entropy"].double().numpy(),
-        "surprise": -tensors["sample_logp"].double().numpy(),
-    }
+    """The scores of every rule for N images, of which `truth` (N, T) holds what is to be found. `tensors`: those of
+    `tensors_of`, and what `companions.group_scores` adds."""
+    of_groups = {name: tensors[name].double().numpy() for name in OF_GROUPS}
+    return (
+        contrasts(tensors)
+        | of_groups
+        | {
+            "uniform": np.zeros(truth.shape),
+            "random": np.random.default_rng(seed).random(truth.shape),
+            "position": mean_of_others(truth),
+            "entropy": tensors["entropy"].double().numpy(),
+            "surprise": -tensors["sample_logp"].double().numpy(),
+        }
+    )
 
 
 def mean_of_others(truth: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from gcpo_t2i.data import Prompt
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import whole_file
 from gcpo_t2i.models.decoding import STATS
-from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.models.policy import Policy, Rollout
 from gcpo_t2i.rollout import conditions
 from gcpo_t2i.run import autocast
 from gcpo_t2i.scoring import RewardSet
@@ -66,20 +66,25 @@ class Sampler:
         parts: list[dict[str, Tensor]] = []
         for start in track(range(0, len(prompts), self.config.batch_size), description="sample"):
             own = prompts[start : start + self.config.batch_size]
-            with autocast(self.config.dtype, self.device):
-                cond, null = conditions(self.policy, own)
-                rollout = self.policy.sample(
-                    cond,
-                    null,
-                    group=1,
-                    guidance=self.config.guidance,
-                    temperature=self.config.temperature,
-                    generator=generators(self.config.seed, [(start + i, 0) for i in range(len(own))]),
-                    stats=STATS,
-                )
+            rollout = self.drawn(own, [(start + i, 0) for i in range(len(own))])
             rewards = torch.from_numpy(self.value(rollout.tokens, own))
             parts.append({"tokens": rollout.tokens.cpu(), "rewards": rewards, **tensors_of(rollout)})
         return _samples(prompts, _joined(parts))
+
+    @torch.no_grad()
+    def drawn(self, prompts: Sequence[Prompt], places: Sequence[tuple[int, ...]]) -> Rollout:
+        """As many images of each prompt as there are places for it, prompt by prompt; a place is an image's seed."""
+        with autocast(self.config.dtype, self.device):
+            cond, null = conditions(self.policy, prompts)
+            return self.policy.sample(
+                cond,
+                null,
+                group=len(places) // len(prompts),
+                guidance=self.config.guidance,
+                temperature=self.config.temperature,
+                generator=generators(self.config.seed, places),
+                stats=STATS,
+            )
 
     @torch.no_grad()
     def rescored(self, prompts: Sequence[Prompt], tokens: Tensor) -> dict[str, Tensor]:

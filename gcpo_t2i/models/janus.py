@@ -140,6 +140,10 @@ class JanusPolicy(TrunkPolicy):
             images += [Image.fromarray(image) for image in uint8.permute(0, 2, 3, 1).cpu().numpy()]
         return images
 
+    @property
+    def codebook(self) -> Tensor:
+        return self.model.model.vqmodel.quantize.embedding.weight.detach()
+
     # ---- folder
 
     def save_pretrained(self, path: str | Path) -> None:

@@ -186,6 +186,10 @@ class LlamaGenPolicy(TrunkPolicy):
         """Codes (N, T) → N RGB images."""
         return vq.decode_codes(self.vq, tokens, self.grid)
 
+    @property
+    def codebook(self) -> Tensor:
+        return self.vq.quantize.embedding.weight.detach()
+
     # ---- folder
 
     def save_pretrained(self, path: str | Path) -> None:

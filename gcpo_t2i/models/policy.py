@@ -160,6 +160,11 @@ class Policy(Protocol):
 
     def encode(self, images: Any) -> Tensor: ...
 
+    @property
+    def codebook(self) -> Tensor:
+        """(V, D) the image tokenizer's vectors of the codes, frozen."""
+        ...
+
     def save_pretrained(self, path: str | Path) -> None: ...
 
     @classmethod

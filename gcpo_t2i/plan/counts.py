@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import PlanConfig, resolve_algorithm, share_of_prompts
 from gcpo_t2i.models.sizes import Sizes
-from gcpo_t2i.train import MAX_ROUNDS, NULL_BRANCH
+from gcpo_t2i.train import MAX_ROUNDS, NULL_BRANCH, REPLAYED
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Counts:
     def of(cls, config: PlanConfig, sizes: Sizes) -> Counts:
         """ConfigError where prompts cannot be split over the processes."""
         algorithm, settings = resolve_algorithm(config)
-        required = needs(algorithm, settings, config.loss.beta)
+        required = needs(algorithm, settings, config.loss.beta, config.loss.entropy_reward)
         guided, has_null = config.guidance != 1.0, bool(required & NULL_BRANCH)
         prompts = share_of_prompts(config.prompts_per_step, config.processes)
         images, micro, updates = prompts * config.group_size, config.micro_batch_size, config.updates_per_rollout
         micro_batches = -(-images // micro)
         scored = micro_batches * updates
         reference = scored if "ref_logp" in required else 0
-        replays = config.credit.source == "replay" and bool(algorithm.credit.needs(settings))
+        replays = config.credit.source == "replay" and bool(algorithm.credit.needs(settings) & REPLAYED)
         mixture = config.scoring == "guided" and guided
         eval_images = config.eval.num_prompts * config.eval.samples_per_prompt
         return cls(
