@@ -22,7 +22,7 @@ from gcpo_t2i.rollout import Batch, Sampling, sample_batch
 from gcpo_t2i.run import load_model
 from gcpo_t2i.scoring import RewardSet
 from gcpo_t2i.seeds import generators
-from tests.test_processes import two_processes
+from tests import ranks
 from tests.test_train import TIMES, weights
 from tests.tiny import tiny_policy, train_command
 
@@ -188,8 +188,9 @@ def test_resumed_and_shared_runs_are_the_same(command: list[str], tmp_path: Path
     whole = [row for row in rows(tmp_path / "whole") if "reward" in row]
     assert whole == [row for row in rows(tmp_path / "parts") if "reward" in row]
     assert all(torch.equal(w, weights(tmp_path / "parts")[name]) for name, w in weights(tmp_path / "whole").items())
-    done = two_processes([*command, *constant, "--output_dir", str(tmp_path / "two"), "--steps", "3"])
-    assert done.returncode == 0, done.stderr[-3000:]
+    two = ranks.run([*command, *constant, "--output_dir", str(tmp_path / "two"), "--steps", "3"])
+    (done,) = ranks.make([two], tmp_path / "logs")
+    assert done.codes == [0, 0], done.told
     for ours, theirs in zip([row for row in rows(tmp_path / "two") if "reward" in row], whole, strict=True):
         for name, value in theirs.items():
             if not name.startswith("monitor/"):  # of the first process's images
