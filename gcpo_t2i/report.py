@@ -31,6 +31,7 @@ from gcpo_t2i.monitor import Monitor
 from gcpo_t2i.processes import Processes
 from gcpo_t2i.rollout import Batch
 from gcpo_t2i.run import Run
+from gcpo_t2i.sharding import is_wanted
 
 Metrics = dict[str, Any]
 
@@ -97,12 +98,15 @@ class Report:
             truncate_metrics(self.folder / "metrics.jsonl", self.start if self.run.checkpoint else -1)
             self.evaluations = _read_evaluations(self.folder / "metrics.jsonl")
             self.monitor = Monitor(row for row in _read_rows(self.folder / "metrics.jsonl") if "reward" in row)
+        processes = Processes.of(self.accelerator)
         # All must know which are made, to make the others together.
-        self.evaluations = Processes.of(self.accelerator).gather(self.evaluations)[0]
-        config = self.config
+        self.evaluations = processes.gather(self.evaluations)[0]
+        config, where = self.config, str(self.accelerator.device)
+        if processes.count > 1:
+            where = f"{processes.count} processes{', sharded' if is_wanted(config.lora) else ''} on {where}"
         self.console.print(
             f"[bold]{config.algorithm}[/] on {config.model}: {config.steps} steps of {config.prompts_per_step} prompts × "
-            f"{config.group_size} images, guidance {config.guidance:g}, {self.accelerator.device}, results in {self.folder}"
+            f"{config.group_size} images, guidance {config.guidance:g}, {where}, results in {self.folder}"
         )
         self.progress.start()
         self.bar = self.progress.add_task("train", total=config.steps, completed=self.start, note="")

@@ -25,7 +25,10 @@ from gcpo_t2i.errors import UserError
 
 
 def is_wanted(lora: LoraConfig) -> bool:
-    """Whether `accelerate launch` was told to shard. UserError for a kind of it that there is none of here."""
+    """Whether `accelerate launch` was told to shard: to be asked before an Accelerator is made or weights are read.
+
+    UserError for a kind of it that there is none of here.
+    """
     strange = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
     for key, name in strange.items():
         if os.environ.get(f"ACCELERATE_USE_{key}") == "true":
@@ -36,6 +39,9 @@ def is_wanted(lora: LoraConfig) -> bool:
         raise UserError("accelerate was told to use FSDP 1; set fsdp_version: 2, as in configs/accelerate/fsdp2.yaml")
     if lora.rank is not None:
         raise UserError("lora.rank leaves FSDP2 nothing to spread but small adapters; use configs/accelerate/ddp.yaml")
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = (
+        "False"  # transformers would read weights in one process of each machine
+    )
     return True
 
 

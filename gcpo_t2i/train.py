@@ -128,8 +128,10 @@ class Trainer:
         self.algorithm, self.credit_settings = resolve_algorithm(config)
         prompts, self.held_out = load_prompts(config.train_prompts), load_prompts(config.eval.prompts)
         self.notes = prompt_notes(config.train_prompts, prompts)
+        sharded = sharding.is_wanted(config.lora)
         self.accelerator = make_accelerator(config)
         device, self.processes = self.accelerator.device, Processes.of(self.accelerator)
+        sharded = sharded and self.processes.count > 1
         self.rewards = replace(RewardSet.load(config.rewards, str(device)), success=config.success_reward)
         self.eval_rewards = RewardSet.load(config.eval.rewards, str(device), label=scored_name)
         self.rewards.check(prompts)
@@ -139,7 +141,6 @@ class Trainer:
         self.required = needs(self.algorithm, self.credit_settings, config.loss.beta, config.loss.entropy_reward)
         if strange := self.required - ROLLOUT_TENSORS - ROLLOUT_STATS - GROUP_TENSORS - {"ref_logp"}:
             raise UserError(f"credit '{self.algorithm.credit.name}' needs {sorted(strange)}, which no rollout provides")
-        sharded = self.processes.count > 1 and sharding.is_wanted(config.lora)
         reference = starting_model(self.policy, self.adapters, sharded) if "ref_logp" in self.required else None
         self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator, sharded)
         self.edits = Edits(config, self.algorithm, self.policy, self.update, self.rewards, self.processes, prompts)

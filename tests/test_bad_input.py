@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+import huggingface_hub
 import pytest
 import torch
 import yaml
 from filelock import FileLock
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -97,6 +100,12 @@ def in_use(place: Place) -> list[str]:
     lock.acquire()
     place.locks.append(lock)
     return place.resume()
+
+
+def no_network(name: str, **_: object) -> str:
+    if name.endswith("gated"):
+        raise GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
+    raise LocalEntryNotFoundError("no")
 
 
 OUT_OF_RANGE = """
@@ -202,6 +211,19 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "no model": (lambda p: p.train("--model", "nowhere"), "nowhere"),
     "damaged weights": (lambda p: p.model_with("trunk/model.safetensors", cut), "trunk"),
     "model of another library": (lambda p: p.model_with("model_index.json", edit(_class_name="FluxPipeline")), "Flux"),
+    "model of the hub without network": (
+        lambda p: p.train("--model", "owner/Janus"),
+        "config.json of that repository of the Hugging Face hub is not on this machine, and the hub cannot be reached; "
+        "where there is a network: hf download owner/Janus ",
+    ),
+    "gated model": (
+        lambda p: p.train("--model", "owner/gated"),
+        "wants terms to be accepted, at https://huggingface.co/owner/gated; then: hf auth login && hf download",
+    ),
+    "adapters for nothing": (
+        lambda p: p.train("--lora.rank", "2", "--lora.targets", "[qproj]"),
+        "lora.targets: 'qproj' matches no linear layer of the trunk; did you mean 'q_proj'?",
+    ),
     # --- run folders
     "existing run": (
         lambda p: p.train("--output_dir", str(p.finished)),
@@ -278,6 +300,7 @@ def place(
     tmp_path: Path, tiny_folder: Path, reward_file: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     run = tmp_path / "finished" / "run"
     shutil.copytree(finished, run)
     place = Place(tmp_path, tiny_folder, reward_file, run)

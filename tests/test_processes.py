@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +153,25 @@ def test_two_processes_make_the_run_of_one(name: str, whole: Path) -> None:
         assert any(0 < row["frac_reward_zero_std"] < 1 for row in rows(whole / f"{name} 2") if "loss" in row)
 
 
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_the_configs_for_accelerate_work(
+    name: str, tiny_folder: Path, rewards: Path, whole: Path, tmp_path: Path
+) -> None:
+    config = Path(__file__).parent.parent / "configs" / "accelerate" / f"{name}.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, "-m", "gcpo_t2i", *command(tiny_folder, rewards, tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"2 processes{', sharded' * (name == 'fsdp2')}" in " ".join(done.stdout.split())
+    agree(tmp_path, whole / "guidance 1")
+
+
 @pytest.fixture(scope="module")
 def resumed(whole: Path) -> Path:
     """A folder with the runs of CHANGES: from checkpoint-3 on, which a run that ended after step 3 would have left."""
@@ -193,6 +215,8 @@ def ended(tiny_folder: Path, rewards: Path, folder: Path) -> dict[str, ranks.Don
         own = ["--eval.batch_size", "3", "--save_every", "0"]
         runs[name] = ranks.run(command(tiny_folder, rewards, folder / name, *own), **environment)
     runs["in the way"] = runs["failed"]
+    uneven = command(tiny_folder, rewards, folder / "uneven", "--prompts_per_step", "3")
+    runs["uneven"] = ranks.run(uneven)
     for name in ("failed", "stopped"):
         resume = ["train", "--output_dir", str(folder / name / "run"), "--resume"]
         runs[f"{name}, resumed"] = ranks.run(resume)
@@ -237,6 +261,12 @@ def test_what_fails_before_the_first_step_or_in_the_first_process_alone_is_told_
     assert failed.codes == in_the_way.codes == [2, 2] and failed.told[1] == in_the_way.told[1] == ""
     assert "the server is gone" in line(failed.told[0])
     assert "already holds files; add --resume" in line(in_the_way.told[0])
+
+
+def test_prompts_that_do_not_divide(ended: dict[str, ranks.Done], folder: Path) -> None:
+    assert ended["uneven"].codes == [2, 2] and not (folder / "uneven" / "run").exists()
+    for told in ended["uneven"].told:  # no process has asked another yet
+        assert "prompts_per_step 3 cannot be split evenly over 2 processes" in line(told)
 
 
 # ---- parts

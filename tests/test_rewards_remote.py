@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import rewards.remote
+from gcpo_t2i.cli import main
 from gcpo_t2i.config import RewardConfig, RewardsServeConfig, TrainConfig, validate
 from gcpo_t2i.config.base import ConfigError
 from gcpo_t2i.data import Prompt
@@ -28,6 +29,7 @@ from gcpo_t2i.scoring import RewardSet
 from rewards import RewardError, load_reward
 from rewards.remote import Remote, to_base64
 from tests.reward_models import pictures
+from tests.tiny import train_command
 
 GENEVAL = RewardConfig("geneval", kwargs={"score": "strict"})
 
@@ -266,6 +268,43 @@ def test_what_is_no_reward_server_is_told_at_the_start(waits: list[float]) -> No
         Remote("http://localhost:8000", "r", timeout=0)
 
 
+def train_with(tiny_folder: Path, reward_file: Path, folder: Path, url: str) -> list[str]:
+    """A run of 2 × 4 images per step that trains on the reward `r` of a server, and on nothing else there."""
+    settings = {"url": url, "reward": "r", "timeout": 0.2, "retries": 1}
+    reward = json.dumps([{"name": "remote", "kwargs": settings}])
+    options = ["--rewards", reward, "--monitor.rewards", "[]", "--save_every", "0"]
+    return [*train_command(tiny_folder, reward_file, folder), *options]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ((503, "gone"), "failed 2 times, last with: status 503: gone"),
+        (1.0, "failed 2 times, last with: no answer within 0.2 s"),
+        ((200, "<html>"), "answered no JSON object (status 200): '<html>'"),
+    ],
+    ids=["dies", "hangs", "garbage"],
+)
+def test_a_server_that_fails_at_step_3_ends_the_run_with_a_checkpoint(
+    trouble: Any, message: str, tiny_folder: Path, reward_file: Path, tmp_path: Path, waits: list[float], capsys: Any
+) -> None:
+    scores = (200, json.dumps({"scores": [i / 8 for i in range(8)]}))
+    with answering(HEALTHY, scores, scores, trouble) as (url, _):
+        assert main(train_with(tiny_folder, reward_file, tmp_path, url)) == 2
+    told = capsys.readouterr().err.strip()
+    assert message in told and "stopped after step 2; go on with: gcpo-t2i train" in told and told.count("\n") == 0
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_server_that_is_down_ends_the_run_before_it_starts(
+    tiny_folder: Path, reward_file: Path, tmp_path: Path, waits: list[float], capsys: Any
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    assert main(train_with(tiny_folder, reward_file, tmp_path, url)) == 2
+    assert f"the reward server {url} failed 2 times" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 # Settings -------------------------------------------------------------------------------------------------------------
 
 
@@ -280,8 +319,6 @@ def test_several_remote_rewards_have_names_of_their_own() -> None:
 
 
 def test_serving_needs_a_reward_and_an_address(capsys: pytest.CaptureFixture[str]) -> None:
-    from gcpo_t2i.cli import main
-
     with listen("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
@@ -302,8 +339,6 @@ def test_serving_needs_a_reward_and_an_address(capsys: pytest.CaptureFixture[str
 def test_the_printed_settings_are_those_of_a_trainer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gcpo_t2i.cli import main
-
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
     assert main(["rewards", "serve", "--port", "0", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
