@@ -83,6 +83,9 @@ def test_a_reference_that_fails_itself_stays_out(reward_file: Path) -> None:
     after, injected, refused = inject(references, before, [0, 1], rewards, SAMPLING)
     assert (injected, refused) == (1, 1)
     assert torch.equal(after.rewards[0], before.rewards[0]) and not torch.equal(after.rewards[1], before.rewards[1])
+    row = 3 + int(before.rewards[1].argmin())
+    own = references.policy.logp(before.cond[[1]], torch.tensor([bright])).logp[0].detach()  # under its own prompt
+    torch.testing.assert_close(after.rollout.cond_logp[row], own)
 
 
 def test_pictures_are_encoded_by_the_policys_tokenizer(tmp_path: Path) -> None:
