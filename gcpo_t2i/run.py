@@ -55,10 +55,6 @@ def use_bfloat16(dtype: str, device: torch.device) -> bool:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     device = resolve_device(config.device)
-    if device.type == "cpu":
-        # Lets oneDNN multiply float32 matrices instead of MKL, which has no fast path for AMD's CPUs: an update takes
-        # half the time. (Where the CPU multiplies bfloat16 and oneDNN finds that faster, it may round to that first.)
-        torch.set_float32_matmul_precision("medium")
     precision = "bf16" if use_bfloat16(config.dtype, device) else "no"
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
     share_of_prompts(config.prompts_per_step, accelerator.num_processes)
@@ -79,6 +75,9 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype | None = None
     """The policy in `model_folder(name)`; float32 weights unless told otherwise, autocast lowers them."""
     policy: Any = load_policy(model_folder(name), device=device, dtype=dtype)
     if device.type == "cpu":
+        # Lets oneDNN multiply float32 matrices instead of MKL, which has no fast path for AMD's CPUs: an update takes
+        # half the time. (Where the CPU multiplies bfloat16 and oneDNN finds that faster, it may round to that first.)
+        torch.set_float32_matmul_precision("medium")
         # sdpa's backward on a CPU takes 1.5 times as long as that of plain matrix products, for images of this length
         policy.trunk.set_attn_implementation("eager")
     return policy

@@ -255,7 +255,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "truncated state": (lambda p: p.damaged("checkpoint-2/state.json", cut), "the checkpoint cannot be read"),
     "newer checkpoint": (
         lambda p: p.damaged("checkpoint-2/state.json", edit(format=99, version="9.0")),
-        "written by a newer gcpo-t2i (9.0, format 99; this one reads format 2)",
+        "written by a newer gcpo-t2i (9.0, format 99; this one reads format 3)",
     ),
     "checkpoint of another model": (
         lambda p: p.damaged("checkpoint-2/model.safetensors", other_model),

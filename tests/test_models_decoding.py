@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gcpo_t2i.algo import credit
-from gcpo_t2i.models import decoding
+from gcpo_t2i.models import cache, decoding, drawing
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.models.policy import Condition, Rollout
 from tests.test_models_llamagen import CODES, TEXTS, logits_of, random_codes, tiny_policy
@@ -57,7 +57,7 @@ def test_cached_equals_uncached(
     monkeypatch: pytest.MonkeyPatch, block: int, guidance: float, temperature: float, kv_heads: int
 ) -> None:
     """Captions of 6, 1 and 8 tokens, a negative prompt of its own length, groups of 2, both branches and the mixture."""
-    monkeypatch.setattr(decoding, "BLOCK", block)
+    monkeypatch.setattr(cache, "BLOCK", block)
     policy = tiny_policy(kv_heads)
     cond, null = both(policy)
     rollout = policy.sample(
@@ -117,14 +117,53 @@ def test_replaced_projections_are_used_when_sampling() -> None:
     check_against_full_forward(policy, rollout, cond, null, 2.0, 1.0)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_copied_projection_is_its_layers_side_by_side(bias: bool) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, width, bias=bias) for width in (8, 4, 4)]
+    x = torch.randn(3, 8)
+    together = torch.cat([layer(x) for layer in layers], dim=-1)
+    for copied in (True, False):
+        torch.testing.assert_close(decoding.projection(layers, copied)(x), together)
+    wrapped = decoding.projection([*layers[:2], LowRank(layers[2])], True)  # not torch's own: called as it is
+    torch.testing.assert_close(wrapped(x)[:, :12], together[:, :12])
+    assert (wrapped(x)[:, 12:] - together[:, 12:]).abs().max() > 0.1
+
+
+def test_a_copy_is_made_where_it_is_small_or_in_another_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = tiny_policy().trunk
+    assert decoding.copies(trunk)
+    monkeypatch.setattr(decoding, "COPY_BYTES", 1000)
+    assert not decoding.copies(trunk)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert decoding.copies(trunk)
+        weight = decoding.projection([trunk.layers[0].self_attn.q_proj], True).keywords["weight"]  # type: ignore[attr-defined]
+    assert weight.dtype == torch.bfloat16
+
+
+def test_a_cache_that_grows_keeps_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "BLOCK", 2)
+    keys, values = (torch.randn(1, 2, 3, 4, generator=seeded(seed)) for seed in (1, 2))
+    grown = cache.Cache(cache.Prefix([keys, keys + 1], [values, values + 1], torch.ones(1, 3, dtype=torch.bool)), 2, 5)
+    assert grown.capacity == 4 and grown.spare.numel() == 2 * 2 * 4 * 8  # 2 rows, 2 heads, 4 channels, 8 positions
+    memory = {tensor.data_ptr() for tensor in (*grown.keys, *grown.values, grown.spare)}
+    for positions, span in ((4, 4), (5, 6), (8, 8)):
+        assert grown.span(positions) == span
+        for layer in (0, 1):
+            for tensor, expected in ((grown.keys[layer], keys + layer), (grown.values[layer], values + layer)):
+                assert tensor.shape == (2, 2, span, 4) and tensor.is_contiguous()
+                assert torch.equal(tensor[:, :, :3], expected.expand(2, -1, -1, -1)) and not tensor[:, :, 3:].any()
+    assert {tensor.data_ptr() for tensor in (*grown.keys, *grown.values, grown.spare)} == memory  # nothing is allocated
+
+
 def test_both_attentions_agree() -> None:
     query, keys, values = (torch.randn(3, 2, n, 8, generator=seeded(n)) for n in (2, 12, 13))
     values = values[:, :, :12]
     bias = torch.zeros(3, 1, 1, 12)
     bias[0, ..., :4] = -torch.inf
     bias[:, ..., 10:] = -torch.inf
-    fused = decoding.attend_fused(query, keys, values, bias, 0.3)
-    torch.testing.assert_close(decoding.attend_by_products(query, keys, values, bias, 0.3), fused, atol=1e-5, rtol=1e-5)
+    fused = cache.attend_fused(query, keys, values, bias, 0.3)
+    torch.testing.assert_close(cache.attend_by_products(query, keys, values, bias, 0.3), fused, atol=1e-5, rtol=1e-5)
 
 
 # ---- groups, prefill, seeds
@@ -140,9 +179,9 @@ def test_prefixes_run_once_and_both_branches_decode_in_one_batch(monkeypatch: py
         prefilled.append(kwargs["inputs_embeds"].shape[0])
         return run(*args, **kwargs)
 
-    def count_step(trunk: nn.Module, embeds: Tensor, *rest: object) -> Tensor:
-        decoded.append(embeds.shape[0])
-        return step(trunk, embeds, *rest)  # type: ignore[arg-type]
+    def count_step(layers: list[decoding.Layer], x: Tensor, *rest: object) -> Tensor:
+        decoded.append(x.shape[0])
+        return step(layers, x, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(policy.trunk, "forward", count_prefill)
     monkeypatch.setattr(decoding, "decode_step", count_step)
@@ -224,13 +263,13 @@ def test_draw_by_hand() -> None:
     # cumulative probabilities 0.5, 0.5, 0.8, 1.0: code 1 has probability 0 and is never drawn
     logits = torch.tensor([0.5, 0.0, 0.3, 0.2]).log().expand(6, 4)
     uniform = torch.tensor([0.0, 0.4999, 0.5001, 0.7999, 0.8001, 1 - 2.0**-53], dtype=torch.float64)
-    assert decoding.draw(logits, uniform).tolist() == [0, 0, 2, 2, 3, 3]
+    assert drawing.draw(logits, uniform).tolist() == [0, 0, 2, 2, 3, 3]
 
 
 def test_draw_has_the_distribution_of_its_logits() -> None:
     logits = torch.randn(1, 10, generator=seeded())
     uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000  # an even comb: counts are exact to one
-    counts = torch.bincount(decoding.draw(logits.expand(10_000, 10), uniform), minlength=10)
+    counts = torch.bincount(drawing.draw(logits.expand(10_000, 10), uniform), minlength=10)
     assert (counts - 10_000 * logits[0].softmax(-1)).abs().max() <= 1.01
 
 
@@ -238,7 +277,7 @@ def test_an_avoided_code_leaves_the_others_their_proportions() -> None:
     # probabilities 0.5, 0.3, 0.2: without code 0 they are 0.6 and 0.4, without code 1 they are 5/7 and 2/7
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(4, 3)
     uniform = torch.tensor([0.599, 0.601, 0.714, 0.715], dtype=torch.float64)
-    found = decoding.pick(logits, uniform, False, decoding.Sampling(), torch.tensor([0, 0, 1, 1]))
+    found = drawing.pick(logits, uniform, False, drawing.Sampling(), torch.tensor([0, 0, 1, 1]))
     assert found["tokens"].tolist() == [1, 2, 0, 2]
     assert found["sample_logp"].exp().tolist() == pytest.approx([0.3, 0.2, 0.5, 0.2])  # those of all codes
 
@@ -256,7 +295,7 @@ def test_only_the_first_code_is_avoided() -> None:
 
 
 def kept(logits: Tensor, **settings: float) -> list[int]:
-    return decoding.filter_logits(logits[None], **settings).isfinite()[0].nonzero().flatten().tolist()  # type: ignore[arg-type]
+    return drawing.filter_logits(logits[None], **settings).isfinite()[0].nonzero().flatten().tolist()  # type: ignore[arg-type]
 
 
 def test_top_k_and_top_p_by_hand() -> None:

@@ -25,6 +25,7 @@ from gcpo_t2i.config import (
 from gcpo_t2i.data import PromptSampler, load_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models import decoding, load_policy, teacher_forcing
+from gcpo_t2i.models.cache import Cache
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.models.lora import Adapters, trainable
 from gcpo_t2i.models.sizes import read_sizes, with_adapters
@@ -94,12 +95,12 @@ def test_counts_follow_the_settings() -> None:
 def test_forward_passes_are_those_of_a_real_step(
     tiny_folder: Path, reward_file: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Every pass, over a prefix, a position or a micro-batch, runs the MLP of the first layer once."""
+    """Every pass, over a prefix, a position or a micro-batch, runs the activation in the MLP of the first layer once."""
     config = settings(tiny_folder, reward_file, tmp_path, **changes)
     trainer, calls = Trainer(config), []
     policies: list[Any] = [trainer.policy, *([trainer.update.reference] if trainer.update.reference else [])]
     for policy in policies:
-        policy.trunk.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+        policy.trunk.layers[0].mlp.act_fn.register_forward_hook(lambda *_: calls.append(1))
     trainer.step()
     assert len(calls) == Counts.of(config, read_sizes(tiny_folder)).forward_passes
 
@@ -131,10 +132,10 @@ def test_cache_bytes_are_those_that_decoding_holds(
     seen: list[int] = []
     step = decoding.decode_step
 
-    def watched(trunk: Any, embeds: Any, position: int, cache: decoding.Cache) -> Any:
-        hidden = step(trunk, embeds, position, cache)
-        seen.append(sum(tensor.nbytes for tensor in (*cache.keys, *cache.values, cache.bias)))
-        return hidden
+    def watched(layers: Any, x: Any, slot: Any, rotary: Any, cache: Cache, span: int) -> Any:
+        held = [tensor.untyped_storage().nbytes() for tensor in (*cache.keys, *cache.values, cache.spare, cache.bias)]
+        seen.append(sum(held))
+        return step(layers, x, slot, rotary, cache, span)
 
     monkeypatch.setattr(decoding, "decode_step", watched)
     policy = tiny_policy()
@@ -142,9 +143,9 @@ def test_cache_bytes_are_those_that_decoding_holds(
     null = policy.condition([None, None], like=cond) if guided else None
     policy.sample(cond, null, group=3, guidance=2.0 if guided else 1.0)
     rows = 12 if guided else 6
-    assert max(seen) == memory.cache_bytes(read_sizes(tiny_folder), rows, 6, Precision(), grows=False)
-    # keys and values of 2 layers, 2 heads of 16 channels, 32 positions; the mask
-    assert max(seen) == 2 * 2 * rows * 2 * 32 * 16 * 4 + rows * 32 * 4
+    assert max(seen) == memory.cache_bytes(read_sizes(tiny_folder), rows, 6, Precision(), grows=True)
+    # keys and values of 2 layers and a spare tensor, 2 heads of 16 channels, 32 positions; the mask
+    assert max(seen) == (2 * 2 + 1) * rows * 2 * 32 * 16 * 4 + rows * 32 * 4
 
 
 def saved_bytes(
@@ -271,10 +272,13 @@ def test_memory_of_the_default_run_by_hand() -> None:
     assert (parts.weights, parts.reference, parts.gradients, parts.optimizer) == (4 * n, 4 * n, 4 * t, 8 * t)
     tensor = 128 * 6 * 160 * 32 * 4  # rows, heads, 16 + 143 positions in blocks of 32, channels
     assert parts.cache == (12 + 1) * tensor + 128 * 160 * 4  # keys and values of 6 layers, one of them being copied
+    assert parts.engine == 4 * 6 * 192 * (4 * 192 + 3 * 512)  # q, k, v, o; gate, up, down
     assert parts.logits == 3 * 4 * 16 * 144 * 512
     assert parts.attention == (6 + 3) * 16 * 6 * 159**2 * 4
     assert parts.activations == 16 * 159 * 4 * (6 * (10 * 192 + 4 * 512) + 3 * 192)
-    assert parts.peak == parts.resident + parts.cache + parts.logits + parts.activations + parts.attention
+    assert (
+        parts.peak == parts.resident + parts.cache + parts.engine + parts.logits + parts.activations + parts.attention
+    )
     assert parts.resident == 12 + 8 * n + 12 * t + 64 * 144 * 40
 
 
@@ -282,7 +286,8 @@ def test_memory_on_a_gpu() -> None:
     gpu, cpu = of(PlanConfig(), CUDA), of(PlanConfig(), CPU)
     assert gpu.attention == 0  # fused
     assert gpu.cache * 13 == (cpu.cache - 128 * 160 * 4) // 2 * 12 + 13 * 128 * 160 * 2  # bfloat16, and no copy
-    assert gpu.peak == gpu.resident + max(gpu.cache, gpu.logits + gpu.activations)
+    assert gpu.peak == gpu.resident + max(gpu.cache + gpu.engine, gpu.logits + gpu.activations)
+    assert gpu.engine * 2 == cpu.engine
     assert of(PlanConfig(dtype="float32"), CUDA).cache * 13 == (cpu.cache - 128 * 160 * 4) * 12 + 13 * 128 * 160 * 4
     assert of(PlanConfig(loss=LossConfig(beta=0)), CPU).reference == 0
     wide = PlanConfig(eval=EvalConfig(batch_size=100))  # evaluation holds more rows than training
@@ -318,7 +323,7 @@ def test_scaling_where_everything_takes_one_second(
     monkeypatch.setattr(timing.Stopwatch, "once", second)
     config = settings(tiny_folder, reward_file, tmp_path, updates_per_rollout=2, credit=CreditConfig(source="replay"))
     times = planned(config)
-    assert times.rollout == pytest.approx(1 + 15 * (1 + 1 / 32))  # prefill, then 15 positions; the cache grows every 32
+    assert times.rollout == 16  # prefill, then 15 positions, in one block of the cache
     assert times.decode == pytest.approx(8 / 8)  # 8 images were decoded at once
     assert times.reward == pytest.approx(8 / 2)  # the 2 images of the small rollout were scored at once
     assert times.update == pytest.approx(2 * 1)  # a micro-batch takes no longer than the optimizer step in it

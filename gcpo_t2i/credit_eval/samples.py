@@ -19,7 +19,7 @@ from gcpo_t2i.credit_eval.rules import tensors_of
 from gcpo_t2i.data import Prompt
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import whole_file
-from gcpo_t2i.models.decoding import STATS
+from gcpo_t2i.models.drawing import STATS
 from gcpo_t2i.models.policy import Policy, Rollout
 from gcpo_t2i.rollout import conditions
 from gcpo_t2i.run import autocast

@@ -1,237 +1,192 @@
-"""The one decoding engine: guided sampling with a key/value cache, as plain functions.
+"""The one decoding engine: guided sampling with a key/value cache.
 
 Every family is a `transformers.LlamaModel` trunk behind three things of its own: prefix embeddings, a code embedding and
-an output head. One decode step calls the trunk's own modules (projections, norms, MLP: whatever PEFT put there stays in
-place) and replaces only its attention over a cache. Left out: beam search, stop tokens (an image has T codes), paging.
+an output head. A step from one code to the next works in place on buffers that are there for the whole rollout, with its
+position in a tensor, so that the same function runs eagerly and can be captured (see `gcpo_t2i.models.graphs`). Linear
+layers of the trunk that are torch's own are copied into fewer and faster ones (`projection`); what PEFT put in their
+place is called as it is. Left out: beam search, stop tokens (an image has T codes), paging.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import DynamicCache
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from torch import Tensor, nn
 
-from gcpo_t2i.algo import credit
+from gcpo_t2i.models.cache import Cache, Prefix, attend_by_products, attend_fused, prefill, working_dtype
+from gcpo_t2i.models.drawing import Sampling, as_rollout, pick, uniform_numbers
 from gcpo_t2i.models.policy import Generators, Rollout
 
 Head = Callable[[Tensor], Tensor]
 
-BLOCK = 32  # the cache is allocated and attended to in multiples of this many positions, see `Cache`
-PAIR_STATS = {"exact_kl": credit.exact_kl, "js": credit.js}  # of the two branches; "entropy" is of the mixture
-STATS = (*PAIR_STATS, "entropy")
+COPY_BYTES = 1 << 32  # of weights that are copied where a copy saves time only
 
 
-# ---- logits → codes
+# ---- the trunk's layers, as a step runs them
 
 
-def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """(B, V) with −inf at what may not be drawn.
+@dataclass(frozen=True)
+class Layer:
+    """A decoder layer of the trunk."""
 
-    top_k keeps the k largest (0: all; ties with the k-th stay), top_p the fewest codes, by falling probability, that
-    together reach p (1.0: all); top_p looks at what top_k left, as transformers' warpers do.
+    qkv: Head  # (R, D) → (R, (heads + 2 kv heads) * d)
+    out: Head
+    gate_up: Head  # (R, D) → (R, 2 * MLP width)
+    down: Head
+    activation: Head
+    attention_norm: Any
+    mlp_norm: Any
+    scale: float
+
+
+def engine_layers(trunk: Any) -> list[Layer]:
+    """The trunk's layers for a rollout: their weights as they are now, in the precision that autocast asks for."""
+    copied = copies(trunk)
+
+    def layer(module: Any) -> Layer:
+        attention, mlp = module.self_attn, module.mlp
+        return Layer(
+            qkv=projection([attention.q_proj, attention.k_proj, attention.v_proj], copied),
+            out=projection([attention.o_proj], copied),
+            gate_up=projection([mlp.gate_proj, mlp.up_proj], copied),
+            down=projection([mlp.down_proj], copied),
+            activation=mlp.act_fn,
+            attention_norm=module.input_layernorm,
+            mlp_norm=module.post_attention_layernorm,
+            scale=attention.scaling,
+        )
+
+    return [layer(module) for module in trunk.layers]
+
+
+def copies(trunk: Any) -> bool:
+    """Whether linear layers are copied: always where autocast would keep a copy in its own precision as well."""
+    weights = [weight for layer in trunk.layers for weight in _linear_weights(layer)]
+    if not weights or working_dtype(weights[0]) != weights[0].dtype:
+        return bool(weights)
+    return sum(weight.nbytes for weight in weights) <= COPY_BYTES
+
+
+def _linear_weights(layer: nn.Module) -> Iterator[Tensor]:
+    return (module.weight for module in layer.modules() if type(module) is nn.Linear)
+
+
+def projection(linears: Sequence[nn.Module], copied: bool) -> Head:
+    """x (R, D) → the outputs of linear layers of x, side by side.
+
+    The copy is one matrix; on a CPU it lies in memory by columns. For 64 rows of width 256 that takes 0.7 of the time of
+    three layers, at 40 % of the memory that weights, gradients and AdamW need for them.
     """
-    if 0 < top_k < logits.shape[-1]:
-        kth = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if top_p < 1.0:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probs = ordered.softmax(-1)
-        beyond = probs.cumsum(-1) - probs >= top_p  # the codes before it already reach p
-        beyond[:, 0] = False
-        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
-    return logits
+    plain = [module for module in linears if type(module) is nn.Linear]
+    if not copied or len(plain) < len(linears):
+        return linears[0] if len(linears) == 1 else lambda x: torch.cat([module(x) for module in linears], dim=-1)
+    weight = torch.cat([module.weight.to(working_dtype(module.weight)) for module in plain])
+    if weight.device.type == "cpu":
+        weight = weight.t().contiguous().t()
+    biases: list[Tensor] = [module.bias for module in plain if module.bias is not None]
+    return partial(F.linear, weight=weight, bias=torch.cat(biases).to(weight.dtype) if biases else None)
 
 
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One code per row: (B, V) logits and (B,) uniform float64 numbers in [0, 1) → (B,) int64, by the inverse CDF.
+def normalized(x: Tensor, norm: Any) -> Tensor:
+    """LlamaRMSNorm in one kernel."""
+    return F.rms_norm(x, norm.weight.shape, norm.weight.to(x.dtype), norm.variance_epsilon)
 
-    One number per row instead of the V that torch.multinomial draws: 31 against 553 µs for 64 rows of 512 codes.
+
+# ---- one position
+
+
+def rotary_rows(trunk: Any, like: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of positions first, first + 1, …, each (count, d), for `rotated`: the first half of sin is negated."""
+    positions = torch.arange(first, first + count, device=like.device)[None]
+    cos, sin = (table[0] for table in trunk.rotary_emb(like, positions))
+    half = sin.shape[-1] // 2
+    return cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(…, d) turned by rows (1, d) of `rotary_rows`: transformers' `apply_rotary_pos_emb`, in three kernels for q and k."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def decode_step(
+    layers: list[Layer], x: Tensor, slot: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache, span: int
+) -> Tensor:
+    """Embeddings (R, D) of one position through all layers → (R, D), before the last norm.
+
+    The position's keys and values go into the cache at `slot` (1,); attention runs over its first `span` positions.
     """
-    cdf = logits.softmax(-1).double().cumsum(-1)
-    index = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)
-    return index.squeeze(-1).clamp(max=logits.shape[-1] - 1)
-
-
-def uniform_numbers(batch: int, length: int, generator: Generators | None, device: torch.device) -> Tensor:
-    """(B, T) float64 in [0, 1), each drawn on its generator's device: B rows of one generator, or a row of each of B."""
-    if isinstance(generator, Sequence):
-        if len(generator) != batch:
-            raise ValueError(f"{len(generator)} generators for {batch} samples")
-        rows = [torch.rand(length, generator=own, device=own.device, dtype=torch.float64) for own in generator]
-        return torch.stack(rows).to(device)
-    where = device if generator is None else generator.device
-    return torch.rand(batch, length, generator=generator, device=where, dtype=torch.float64).to(device)
-
-
-# ---- the cache
-
-
-def _whole_blocks(positions: int) -> int:
-    return -(-positions // BLOCK) * BLOCK
-
-
-@dataclass
-class Cache:
-    """Keys and values per layer, each (R, kv heads, C, head_dim), of which the first `filled` positions are in use.
-
-    Attention runs over whole blocks, unused positions masked. On CPU the capacity C grows block by block: batched
-    matrix products over whole, contiguous tensors take a third of the time of scaled_dot_product_attention, or of
-    products, over a slice of a tensor allocated at full length. Elsewhere C is the full length from the start, and
-    slices are free. A rollout of 64 guided images (128 rows, 144 codes, 6 layers of width 128, 4 heads, one thread)
-    takes 1.4 s; with scaled_dot_product_attention 1.8 s; through transformers' DynamicCache 2.6 s, StaticCache 2.8 s.
-    Prefix keys are stored once per row, not per prompt: splitting the attention in two saves 3 % of it at this size
-    (18 % at 120 caption and 576 image positions), too little for a second kind of cache.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    bias: Tensor  # (R, 1, 1, C): 0 where a position may be attended, else −inf
-    filled: int
-
-    @property
-    def capacity(self) -> int:
-        return self.bias.shape[-1]
-
-    def reserve(self, positions: int) -> None:
-        """Grows C to `positions`, rounded up to whole blocks, one layer at a time."""
-        extra = _whole_blocks(positions) - self.capacity
-        for tensors in (self.keys, self.values):
-            for layer, tensor in enumerate(tensors):
-                tensors[layer] = F.pad(tensor, (0, 0, 0, extra))
-        self.bias = F.pad(self.bias, (0, extra), value=-torch.inf)
-
-
-def prefill(trunk: Any, embeds: Tensor, mask: Tensor, start: int) -> tuple[Tensor, Cache]:
-    """Runs prefixes (N, K, D), mask (N, K) bool, at positions start … start+K−1 → last outputs (N, D) and their cache."""
-    count, length = mask.shape
-    past = DynamicCache()
-    positions = torch.arange(start, start + length, device=embeds.device)[None]
-    output = trunk(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
-    )
-    layers: list[Any] = past.layers
-    dtype = layers[0].values.dtype
-    keys = [layer.keys.to(dtype) for layer in layers]  # autocast leaves rotated keys in float32
-    bias = torch.zeros(count, 1, 1, length, dtype=dtype, device=mask.device)
-    bias.masked_fill_(~mask[:, None, None], -torch.inf)
-    return output.last_hidden_state[:, -1], Cache(keys, [layer.values for layer in layers], bias, length)
-
-
-def expand(cache: Cache, group: int) -> Cache:
-    """Each row `group` times in a row."""
-    keys, values = ([t.repeat_interleave(group, 0) for t in tensors] for tensors in (cache.keys, cache.values))
-    return Cache(keys, values, cache.bias.repeat_interleave(group, 0), cache.filled)
-
-
-def attend_by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """One position's attention: query (R, kv heads, queries per kv head, d) over (R, kv heads, C, d) → query's shape."""
-    scores = (query * scale) @ keys.transpose(2, 3)  # (R, kv heads, queries, C)
-    return scores.add_(bias).softmax(-1, dtype=torch.float32).to(values.dtype) @ values
-
-
-def attend_fused(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """The same in one kernel: what accelerators want."""
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scale)
-
-
-def decode_step(trunk: Any, embeds: Tensor, position: int, cache: Cache) -> Tensor:
-    """Embeddings (R, D) of one position through all layers → outputs (R, D); the cache gains the position."""
-    rows, index = embeds.shape[0], cache.filled
-    if index == cache.capacity:
-        cache.reserve(index + 1)
-    cache.bias[..., index] = 0
-    cache.filled += 1
-    span = _whole_blocks(cache.filled)
-    cos, sin = trunk.rotary_emb(embeds, torch.full((1, 1), position, device=embeds.device))  # (1, 1, d)
-    attend = attend_by_products if embeds.device.type == "cpu" else attend_fused
-    x = embeds
-    for layer, keys, values in zip(trunk.layers, cache.keys, cache.values, strict=True):
-        attention, d = layer.self_attn, keys.shape[-1]
-        h = layer.input_layernorm(x)
-        query = attention.q_proj(h).view(rows, -1, 1, d)
-        key = attention.k_proj(h).view(rows, -1, 1, d)
-        query, key = apply_rotary_pos_emb(query, key, cos, sin)
-        keys[:, :, index] = key[:, :, 0]
-        values[:, :, index] = attention.v_proj(h).view(rows, -1, d)
-        query = query.to(keys.dtype).view(rows, keys.shape[1], -1, d)
-        mixed = attend(query, keys[:, :, :span], values[:, :, :span], cache.bias[..., :span], attention.scaling)
-        x = x + attention.o_proj(mixed.view(rows, -1))
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
-    return trunk.norm(x)
+    rows, (_, kv_heads, d) = x.shape[0], cache.shape
+    attend = attend_by_products if x.device.type == "cpu" else attend_fused
+    cache.bias.index_fill_(-1, slot, 0)
+    bias = cache.bias[..., :span]
+    for layer, keys, values in zip(layers, cache.keys, cache.values, strict=True):
+        qkv = layer.qkv(normalized(x, layer.attention_norm)).view(rows, -1, d)  # (R, heads + 2 kv heads, d)
+        turned = rotated(qkv[:, :-kv_heads], *rotary).to(keys.dtype)
+        keys.index_copy_(2, slot, turned[:, -kv_heads:, None])
+        values.index_copy_(2, slot, qkv[:, -kv_heads:, None])
+        query = turned[:, :-kv_heads].view(rows, kv_heads, -1, d)
+        mixed = attend(query, keys[:, :, :span], values[:, :, :span], bias, layer.scale)
+        x = x + layer.out(mixed.reshape(rows, -1))
+        gate, up = layer.gate_up(normalized(x, layer.mlp_norm)).chunk(2, dim=-1)
+        x = x + layer.down(layer.activation(gate) * up)
+    return x
 
 
 # ---- sampling
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How codes are drawn from the mixture null + guidance * (cond − null) of the two branches' logits."""
+class Decoder:
+    """A rollout on its way: how many codes are drawn (`index`), the last ones (`tokens`), and what is kept of all."""
 
-    guidance: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stats: Collection[str] = ()
+    def __init__(
+        self,
+        trunk: Any,
+        embed: Head,
+        head: Head,
+        prefix: Prefix,
+        *,
+        start: int,
+        length: int,
+        group: int,
+        guided: bool,
+        how: Sampling,
+        generator: Generators | None = None,
+    ) -> None:
+        """`start` is the position of the prefixes' first column. See `sample` for the others."""
+        self.embed, self.head, self.guided, self.how = embed, head, guided, how
+        self.layers, self.norm = engine_layers(trunk), trunk.norm
+        self.cache = Cache(prefix, group, length - 1)
+        self.first = self.cache.filled - 1  # the slot of code t is first + t + 1
+        device, batch = prefix.mask.device, self.cache.shape[0] // (2 if guided else 1)
+        self.uniform = uniform_numbers(batch, length, generator, device)
+        self.index = torch.zeros(1, dtype=torch.int64, device=device)
+        self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.rotary = rotary_rows(trunk, embed(self.tokens[:1]), start + self.first, length)  # row t turns code t − 1
+        self.columns: dict[str, Tensor] = {}  # name → (B, T)
 
-    def check(self, guided: bool) -> None:
-        """ValueError on a setting that has no meaning."""
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}; greedy decoding is top_k=1")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"expected top_k >= 0 and 0 < top_p <= 1, got {self.top_k} and {self.top_p}")
-        if unknown := set(self.stats) - set(STATS):
-            raise ValueError(f"unknown stats {sorted(unknown)}; known: {', '.join(STATS)}")
-        if not guided and (self.guidance != 1.0 or set(self.stats) & set(PAIR_STATS)):
-            raise ValueError(f"guidance {self.guidance} and stats {list(self.stats)} need a null condition")
+    def record(self, logits: Tensor, avoid: Tensor | None = None) -> None:
+        """Draws the next code of every sample from logits (R, V), and keeps what there is to know about it."""
+        uniform = self.uniform.index_select(1, self.index).squeeze(1)
+        found = pick(logits, uniform, self.guided, self.how, avoid)
+        if not self.columns:
+            self.columns = {name: column.new_empty(self.uniform.shape) for name, column in found.items()}
+        for name, column in found.items():
+            self.columns[name].index_copy_(1, self.index, column[:, None])
+        self.tokens.copy_(found["tokens"])
+        self.index += 1
 
-
-def branches(logits: Tensor, guided: bool, how: Sampling) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Logits (2B, …, V), cond rows first, or (B, …, V) without null → float32 log-probs (B, …, V) of cond, null, mixture."""
-    logits = logits.float()
-    logp = (logits if how.temperature == 1.0 else logits / how.temperature).log_softmax(-1)
-    cond, null = logp.chunk(2) if guided else (logp, None)
-    if null is None or how.guidance == 1.0:
-        return cond, null, cond
-    return cond, null, torch.lerp(null, cond, how.guidance).log_softmax(-1)
-
-
-def describe(cond: Tensor, null: Tensor | None, mixture: Tensor, tokens: Tensor, how: Sampling) -> dict[str, Tensor]:
-    """What a rollout keeps of codes `tokens` (…) and the distributions (…, V) that they come from → named (…) tensors.
-
-    `tokens`, `cond_logp`, `null_logp` (guided), `sample_logp`, and what `how.stats` names.
-    """
-    of_token = {"cond_logp": cond, "sample_logp": mixture} | ({} if null is None else {"null_logp": null})
-    out = {name: rows.gather(-1, tokens[..., None]).squeeze(-1) for name, rows in of_token.items()}
-    for name in how.stats:
-        if name == "entropy":
-            out[name] = credit.entropy(mixture)
-        elif null is not None:
-            out[name] = PAIR_STATS[name](cond, null)
-    return {"tokens": tokens, **out}
-
-
-def pick(
-    logits: Tensor, uniform: Tensor, guided: bool, how: Sampling, avoid: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Draws one code per sample: logits (2B, V), cond rows first, or (B, V) without null → named (B,), see `describe`.
-
-    `avoid` (B,) are codes that are not drawn: the others keep their proportions.
-    """
-    cond, null, mixture = branches(logits, guided, how)
-    allowed = mixture if avoid is None else mixture.scatter(-1, avoid[:, None], -torch.inf)
-    tokens = draw(filter_logits(allowed, how.top_k, how.top_p), uniform)
-    return describe(cond, null, mixture, tokens, how)
-
-
-def as_rollout(columns: dict[str, Tensor], how: Sampling) -> Rollout:
-    stats = {name: columns.pop(name) for name in how.stats}
-    return Rollout(**{"null_logp": None, **columns}, stats=stats)
+    def step(self, span: int) -> None:
+        """From the last codes to the next ones. Everything it changes is changed in place."""
+        embeds = self.embed(self.tokens)
+        x = torch.cat([embeds, embeds]) if self.guided else embeds
+        cos, sin = (rows.index_select(0, self.index) for rows in self.rotary)
+        x = decode_step(self.layers, x, self.index + self.first, (cos, sin), self.cache, span)
+        self.record(self.head(self.norm(x)))
 
 
 @torch.no_grad()
@@ -257,19 +212,18 @@ def sample(
     ValueError on settings without a meaning.
     """
     how.check(guided)
+    hidden, filled = prefill(trunk, prefix, mask, start)
+    decoder = Decoder(
+        *(trunk, embed, head, filled),
+        start=start,
+        length=length,
+        group=group,
+        guided=guided,
+        how=how,
+        generator=generator,
+    )
     barred = None if avoid is None else avoid.repeat_interleave(group)
-    hidden, cache = prefill(trunk, prefix, mask, start)
-    logits = head(hidden).repeat_interleave(group, 0)
-    cache = expand(cache, group)
-    cache.reserve(cache.filled + (1 if prefix.device.type == "cpu" else length - 1))
-    batch = logits.shape[0] // (2 if guided else 1)
-    uniform = uniform_numbers(batch, length, generator, prefix.device)
-    steps: list[dict[str, Tensor]] = []
-    for t in range(length):
-        steps.append(pick(logits, uniform[:, t], guided, how, barred if t == 0 else None))
-        if t + 1 < length:
-            embeds = embed(steps[-1]["tokens"])
-            embeds = torch.cat([embeds, embeds]) if guided else embeds
-            hidden = decode_step(trunk, embeds, start + mask.shape[1] + t, cache)
-            logits = head(hidden)
-    return as_rollout({name: torch.stack([step[name] for step in steps], dim=1) for name in steps[0]}, how)
+    decoder.record(head(hidden).repeat_interleave(group, 0), barred)
+    for drawn in range(1, length):
+        decoder.step(decoder.cache.span(decoder.cache.filled + drawn))
+    return as_rollout(decoder.columns, how)

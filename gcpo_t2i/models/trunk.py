@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaModel
 
-from gcpo_t2i.models import decoding, teacher_forcing
+from gcpo_t2i.models import decoding, drawing, teacher_forcing
 from gcpo_t2i.models.captions import Reading
 from gcpo_t2i.models.policy import Condition, Generators, Rollout, Scores
 
@@ -98,7 +98,7 @@ class TrunkPolicy(nn.Module):
         """What the sampler would know of codes (B, T), whoever made them, under B rows of cond and null. No gradients."""
         conditions = [cond] if null is None else [cond, null]
         hidden = torch.cat([self.hidden(c.states, c.mask, tokens) for c in conditions])
-        how = decoding.Sampling(guidance, temperature, stats=stats)
+        how = drawing.Sampling(guidance, temperature, stats=stats)
         return teacher_forcing.rescore(self.head, hidden, tokens, null is not None, how)
 
     # ---- sampling
@@ -144,7 +144,7 @@ class TrunkPolicy(nn.Module):
             length=length,
             group=group,
             guided=null is not None,
-            how=decoding.Sampling(guidance, temperature, top_k, top_p, stats),
+            how=drawing.Sampling(guidance, temperature, top_k, top_p, stats),
             generator=generator,
             avoid=avoid,
         )

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from gcpo_t2i.config import PlanConfig
-from gcpo_t2i.models.decoding import BLOCK
+from gcpo_t2i.models.cache import whole_blocks
+from gcpo_t2i.models.decoding import COPY_BYTES
 from gcpo_t2i.models.sizes import Sizes
 from gcpo_t2i.models.teacher_forcing import SCORE_BUDGET
 from gcpo_t2i.models.vq import CHUNK
@@ -67,6 +68,7 @@ class Memory:
     gradients: int
     optimizer: int
     cache: int
+    engine: int
     image_decoder: int
     log_probs: int
     logits: int
@@ -81,7 +83,10 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        rollout, update = max(self.cache, self.image_decoder), self.logits + self.activations + self.attention
+        rollout, update = (
+            max(self.cache + self.engine, self.image_decoder),
+            self.logits + self.activations + self.attention,
+        )
         return self.resident + (max(rollout, update) if self.on_gpu else rollout + update)
 
     def parts(self) -> dict[str, int]:
@@ -114,6 +119,7 @@ class Memory:
             gradients=FLOAT * learning,
             optimizer=2 * FLOAT * learning,
             cache=cache_bytes(sizes, max(counts.rows, eval_rows), prefix, precision, grows=not on_gpu),
+            engine=engine_bytes(sizes, precision),
             image_decoder=image_bytes(sizes, max(counts.images, config.eval.batch_size)),
             log_probs=log_prob_bytes(sizes, counts.images),
             logits=logit_bytes(sizes, batch),
@@ -144,9 +150,17 @@ def cache_bytes(sizes: Sizes, rows: int, prefix: int, precision: Precision, grow
     C is prefix + T − 1 positions in whole blocks (the last code is not fed back). Where the cache `grows`, one tensor
     of one layer is there twice.
     """
-    capacity = -(-(prefix + sizes.positions - 1) // BLOCK) * BLOCK
+    capacity = whole_blocks(prefix + sizes.positions - 1)
     tensor = rows * sizes.kv_heads * capacity * sizes.head_dim * precision.compute
     return (2 * sizes.layers + grows) * tensor + rows * capacity * precision.compute
+
+
+def engine_bytes(sizes: Sizes, precision: Precision) -> int:
+    """The linear layers of the trunk as a rollout reads them, in c bytes; nothing where adapters stand beside them, and
+    where a copy in the same precision would be large."""
+    width, kv_width = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    copied = precision.compute * sizes.layers * sizes.dim * (2 * width + 2 * kv_width + 3 * sizes.mlp_dim)
+    return 0 if precision.adapters or (copied > COPY_BYTES and not precision.lower) else copied
 
 
 def activation_bytes(sizes: Sizes, batch: int, prefix: int, precision: Precision) -> int:

@@ -23,6 +23,7 @@ MEMORY_NOTES = {
     "gradients": "of the trained parameters",
     "optimizer": "AdamW, two moments",
     "cache": "keys and values of a rollout, all branches",
+    "engine": "weights of a rollout: fewer, larger matrices",
     "image_decoder": "feature maps, while no cache is held",
     "log_probs": "tokens, log-probs, entropy, credit of a step",
     "logits": "of a micro-batch, or of what fits the scoring budget",

@@ -24,8 +24,9 @@ from torch import nn
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import PlanConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt, PromptSampler
-from gcpo_t2i.models import decoding
-from gcpo_t2i.models.decoding import Cache
+from gcpo_t2i.models.cache import BLOCK, prefill, whole_blocks
+from gcpo_t2i.models.decoding import Decoder
+from gcpo_t2i.models.drawing import Sampling as Choice
 from gcpo_t2i.models.lora import Adapters
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.models.sizes import Sizes
@@ -153,52 +154,45 @@ def rollout_seconds(
     watch: Stopwatch,
     group: int | None = None,
 ) -> float:
-    """Prefill, and the mean over cache lengths of one position's time, times positions. Reads no code but the real one.
+    """Prefill, and the mean over cache lengths of one position's time, times positions. Runs the real step.
 
     The time of a position rises linearly with the cache: the trapezoid rule over three lengths.
     """
     trunk = policy.trunk
     group, length = group or config.group_size, policy.grid[0] * policy.grid[1]
     prefix = small.cond.trimmed().mask.shape[1]
-    how = decoding.Sampling(config.guidance, config.temperature, config.top_k, config.top_p, stats)
-    guided, rows = branches == 2, prompts * branches
+    how = Choice(config.guidance, config.temperature, config.top_k, config.top_p, stats)
+    rows = prompts * branches
     embeds = torch.randn(rows, prefix, trunk.config.hidden_size, device=watch.device)
     mask = torch.ones(rows, prefix, dtype=torch.bool, device=watch.device)
 
     @torch.no_grad()
-    def start() -> Cache:
-        return decoding.expand(decoding.prefill(trunk, embeds, mask, 0)[1], group)
+    def start() -> Decoder:
+        hidden, filled = prefill(trunk, embeds, mask, 0)
+        sizes = {"start": 0, "length": length, "group": group, "guided": branches == 2}
+        decoder = Decoder(trunk, policy.embed_codes, policy.head, filled, how=how, **sizes)
+        decoder.record(policy.head(hidden).repeat_interleave(group, 0))
+        return decoder
 
     @torch.no_grad()
-    def position(filled: int) -> float:
-        cache, growing = start(), 0.0
-        if watch.device.type == "cpu":  # there the cache grows once in every block
-            cache.reserve(max(cache.capacity, filled + 1 - decoding.BLOCK))
-            growing = watch.once(lambda: cache.reserve(filled + 1))
-        else:
-            cache.reserve(prefix + length - 1)
-        fill(cache, filled)
-        hidden = torch.randn(rows * group, trunk.config.hidden_size, device=watch.device)
-        uniform = torch.rand(rows * group // branches, dtype=torch.float64, device=watch.device)
+    def position(drawn: int) -> float:
+        decoder = start()
+        cache, growing = decoder.cache, 0.0
+        before = whole_blocks(cache.filled + drawn) - BLOCK
+        if before > cache.capacity:
+            cache.span(before)
+        if before >= cache.capacity:  # a cache that grows does so once in every block
+            growing = watch.once(lambda: cache.span(cache.filled + drawn))
+        cache.bias[..., : cache.filled + drawn] = 0
 
         def one() -> None:
-            tokens = decoding.pick(policy.head(hidden), uniform, guided, how)["tokens"]
-            code = policy.embed_codes(tokens)
-            decoding.decode_step(trunk, torch.cat([code, code]) if guided else code, filled, cache)
-            cache.filled = filled
+            decoder.index.fill_(drawn)
+            decoder.step(cache.span(cache.filled + drawn))
 
-        return watch.median(one) + growing / decoding.BLOCK
+        return watch.median(one) + growing / BLOCK
 
-    first, middle, last = (position(prefix + at) for at in (0, length // 2, length - 2))
+    first, middle, last = (position(drawn) for drawn in (1, length // 2, length - 1))
     return watch.median(start) + (length - 1) * (first + 2 * middle + last) / 4
-
-
-def fill(cache: Cache, filled: int) -> None:
-    """The cache as it is when `filled` positions are in use. What is in it does not matter, but that it was written to."""
-    for tensor in (*cache.keys, *cache.values):
-        tensor.normal_()
-    cache.bias[..., :filled] = 0
-    cache.filled = filled
 
 
 def reward_seconds(rewards: RewardSet, batch: Batch, prompts: list[Prompt], watch: Stopwatch) -> float:

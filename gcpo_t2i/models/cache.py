@@ -1,0 +1,111 @@
+"""Keys and values of a rollout: filled by a prefix, shared out over its group, and attended to in whole blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+BLOCK = 32  # attention runs over multiples of this many positions, see `Cache`
+
+
+def whole_blocks(positions: int) -> int:
+    return -(-positions // BLOCK) * BLOCK
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """What a linear layer of these weights, or of this input, runs in here: autocast's precision, else its own."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What N captions leave behind."""
+
+    keys: list[Tensor]  # per layer (N, kv heads, K, head_dim)
+    values: list[Tensor]  # likewise
+    mask: Tensor  # (N, K) bool
+
+
+def prefill(trunk: Any, embeds: Tensor, mask: Tensor, start: int) -> tuple[Tensor, Prefix]:
+    """Runs captions (N, K, D), mask (N, K) bool, at positions start … start+K−1 → last outputs (N, D), keys and values."""
+    past = DynamicCache()
+    positions = torch.arange(start, start + mask.shape[1], device=embeds.device)[None]
+    output = trunk(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
+    )
+    layers: list[Any] = past.layers
+    dtype = working_dtype(embeds)  # autocast leaves both in float32
+    keys, values = [layer.keys.to(dtype) for layer in layers], [layer.values.to(dtype) for layer in layers]
+    return output.last_hidden_state[:, -1], Prefix(keys, values, mask)
+
+
+class Cache:
+    """Keys and values per layer, each (R, kv heads, C, head_dim), in memory that is allocated once for a whole rollout.
+
+    Attention runs over whole blocks, unused positions masked by `bias` (R, 1, 1, all positions): 0 where a position may
+    be attended, else −inf. On accelerators C is the full length from the start, and attention reads a slice. A CPU takes
+    three times as long for products over a slice as over a whole, contiguous tensor. There C grows block by block: each
+    tensor moves into the spare one, whose place it leaves to the next. (Fresh tensors instead would cost a tenth of
+    the rollout in page faults.) Prefix keys are stored once per row, not per prompt: splitting the attention in two
+    saves 3 % of it at 20 caption and 144 image positions (18 % at 120 and 576), too little for a second kind of cache.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    def __init__(self, prefix: Prefix, group: int, length: int) -> None:
+        """Room for `length` positions after the prefix, whose rows come `group` times in a row."""
+        first = prefix.keys[0]
+        rows, self.filled = len(first) * group, first.shape[2]
+        self.shape = (rows, first.shape[1], first.shape[3])  # (R, kv heads, head_dim)
+        room = whole_blocks(self.filled + length)
+        self.grows = first.device.type == "cpu"
+        self.capacity = whole_blocks(self.filled) if self.grows else room
+        size = rows * first.shape[1] * room * first.shape[3]
+        self.spare = first.new_empty(size if self.grows else 0)
+        self.bias = first.new_full((rows, 1, 1, room), -torch.inf)
+        self.bias[..., : self.filled].masked_fill_(prefix.mask.repeat_interleave(group, 0)[:, None, None], 0)
+        self.keys, self.values = (
+            [
+                self._filled(first.new_empty(size), tensor.repeat_interleave(group, 0), self.capacity)
+                for tensor in tensors
+            ]
+            for tensors in (prefix.keys, prefix.values)
+        )
+
+    def _filled(self, memory: Tensor, content: Tensor, capacity: int) -> Tensor:
+        """The start of flat `memory` as (R, kv heads, capacity, head_dim): `content`, and zeros behind it, because what is
+        masked has weight 0, and 0 times whatever was in memory may be NaN."""
+        rows, heads, width = self.shape
+        tensor = memory[: rows * heads * capacity * width].view(rows, heads, capacity, width)
+        tensor[:, :, : content.shape[2]] = content
+        tensor[:, :, content.shape[2] :] = 0
+        return tensor
+
+    def span(self, positions: int) -> int:
+        """How many positions attention has to run over when `positions` of them are in use; room is made for them."""
+        span = whole_blocks(positions)
+        if span > self.capacity:
+            for tensors in (self.keys, self.values):
+                for layer, tensor in enumerate(tensors):
+                    tensors[layer] = self._filled(self.spare, tensor, span)
+                    self.spare = tensor.as_strided(self.spare.shape, (1,))
+            self.capacity = span
+        return span
+
+
+def attend_by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """One position's attention: query (R, kv heads, queries per kv head, d) over (R, kv heads, C, d) → query's shape."""
+    scores = (query * scale) @ keys.transpose(2, 3)  # (R, kv heads, queries, C)
+    return scores.add_(bias).softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+
+
+def attend_fused(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """The same in one kernel: what accelerators want."""
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scale)
