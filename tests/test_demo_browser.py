@@ -77,6 +77,8 @@ def generate(page: Any, text: str = ORDER.text, negative: str = "", seed: int = 
     page.locator("#generate-seed input").fill(str(seed))
     page.locator("#generate-group input[type=number]").fill(str(ORDER.group))
     page.locator("#generate-group input[type=number]").blur()
+    page.wait_for_timeout(300)  # a page that is still being built may put its own values back
+    until(page, lambda: page.locator("#generate-seed input").input_value(), lambda value: value == str(seed))
     page.locator("#generate-go").click()
 
 
