@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gcpo_t2i.algo import credit
-from gcpo_t2i.models import cache, decoding, drawing
+from gcpo_t2i.models import cache, decoding, drawing, graphs
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.models.policy import Condition, Rollout
 from tests.test_models_llamagen import CODES, TEXTS, logits_of, random_codes, tiny_policy
@@ -81,6 +82,29 @@ def test_cached_equals_uncached_on_cuda(dtype: torch.dtype) -> None:
     assert gap.max() < 1e-3 if dtype == torch.float32 else gap.mean() < 0.1
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("lower", [False, True])
+def test_captured_steps_equal_called_ones_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lower: bool
+) -> None:
+    monkeypatch.setattr(cache, "BLOCK", 8)  # memory-efficient attention wants masks of such a length
+    policy = copy.deepcopy(tiny_policy()).to("cuda")
+    cond, null = both(policy)
+
+    def sample() -> Rollout:
+        with torch.autocast("cuda", torch.bfloat16, enabled=lower):
+            return policy.sample(cond, null, group=2, guidance=2.5, top_p=0.95, generator=seeded(), stats=ALL_STATS)
+
+    captured, again = sample(), sample()
+    assert not caplog.messages  # no fallback
+    assert torch.equal(captured.tokens, again.tokens)
+    monkeypatch.setattr(graphs.Steps, "__call__", graphs.Steps.warm_up)
+    called = sample()
+    assert torch.equal(captured.tokens, called.tokens)
+    close(captured.sample_logp, called.sample_logp)
+
+
 def test_sampling_under_bf16_autocast() -> None:
     policy = tiny_policy()
     cond, null = both(policy)
@@ -144,7 +168,9 @@ def test_a_copy_is_made_where_it_is_small_or_in_another_precision(monkeypatch: p
 def test_a_cache_that_grows_keeps_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "BLOCK", 2)
     keys, values = (torch.randn(1, 2, 3, 4, generator=seeded(seed)) for seed in (1, 2))
-    grown = cache.Cache(cache.Prefix([keys, keys + 1], [values, values + 1], torch.ones(1, 3, dtype=torch.bool)), 2, 5)
+    grown = cache.Cache(
+        cache.Prefix([keys, keys + 1], [values, values + 1], torch.ones(1, 3, dtype=torch.bool)), 2, 5, True
+    )
     assert grown.capacity == 4 and grown.spare.numel() == 2 * 2 * 4 * 8  # 2 rows, 2 heads, 4 channels, 8 positions
     memory = {tensor.data_ptr() for tensor in (*grown.keys, *grown.values, grown.spare)}
     for positions, span in ((4, 4), (5, 6), (8, 8)):
@@ -154,6 +180,95 @@ def test_a_cache_that_grows_keeps_what_is_in_it(monkeypatch: pytest.MonkeyPatch)
                 assert tensor.shape == (2, 2, span, 4) and tensor.is_contiguous()
                 assert torch.equal(tensor[:, :, :3], expected.expand(2, -1, -1, -1)) and not tensor[:, :, 3:].any()
     assert {tensor.data_ptr() for tensor in (*grown.keys, *grown.values, grown.spare)} == memory  # nothing is allocated
+
+
+def decoder_of(policy: LlamaGenPolicy) -> decoding.Decoder:
+    """Past its first code, for 3 × 2 samples of 16 codes."""
+    cond, null = both(policy)
+    rows = Condition.cat([cond, null]).trimmed()
+    hidden, prefix = cache.prefill(policy.trunk, policy.prefix(rows), rows.mask, 0)
+    how = drawing.Sampling(2.0, stats=ALL_STATS)
+    decoder = decoding.Decoder(
+        *(policy.trunk, policy.embed_codes, policy.head, prefix),
+        start=0, length=16, group=2, guided=True, how=how, generator=seeded(),
+    )  # fmt: skip
+    decoder.record(policy.head(hidden).repeat_interleave(2, 0))
+    return decoder
+
+
+@torch.no_grad()
+def test_a_step_changes_its_buffers_in_place_and_reads_its_position_from_one() -> None:
+    """What a captured graph needs: the same function, called again with nothing new from outside."""
+    decoder = decoder_of(tiny_policy())
+
+    def buffers() -> list[Tensor]:
+        own = [decoder.index, decoder.tokens, decoder.uniform, *decoder.rotary, *decoder.columns.values()]
+        return [*own, *decoder.cache.keys, *decoder.cache.values, decoder.cache.bias]
+
+    span, where = decoder.span(15), [tensor.data_ptr() for tensor in buffers()]
+    for drawn in range(2, 17):
+        decoder.step(span)
+        assert decoder.index.item() == drawn
+        assert torch.equal(decoder.tokens, decoder.columns["tokens"][:, drawn - 1])
+    assert [tensor.data_ptr() for tensor in buffers()] == where
+
+
+def test_the_static_cache_of_accelerators_gives_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "BLOCK", 4)
+    policy = tiny_policy()
+    sample = lambda: policy.sample(*both(policy), group=2, guidance=2.5, generator=seeded(), stats=ALL_STATS)  # noqa: E731
+    grown, spans = sample(), []
+    step = decoding.decode_step
+
+    def watched(layers: object, x: Tensor, slot: Tensor, rotary: object, static: cache.Cache, span: int) -> Tensor:
+        spans.append((span, static.capacity))
+        return step(layers, x, slot, rotary, static, span)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoding, "decode_step", watched)
+    monkeypatch.setattr(decoding, "Cache", lambda *sizes, grows: cache.Cache(*sizes, grows=False))
+    monkeypatch.setattr(decoding, "attend_by_products", cache.attend_fused)
+    static = sample()
+    assert [span for span, _ in spans] == [12] * 4 + [16] * 4 + [20] * 4 + [24] * 3  # 8 + 1 … 8 + 15 positions in use
+    assert {capacity for _, capacity in spans} == {24}
+    assert torch.equal(static.tokens, grown.tokens)
+    close(static.sample_logp, grown.sample_logp)
+
+
+class RecordedGraph:
+    """In a CUDA graph's place: its replay is the step that was captured."""
+
+    made: ClassVar[list[int]] = []
+
+    def __init__(self, decoder: decoding.Decoder, span: int) -> None:
+        self.made.append(span)
+        self.replay = lambda: decoder.step(span)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_graph_for_every_span_and_plain_steps_where_capturing_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool
+) -> None:
+    monkeypatch.setattr(cache, "BLOCK", 4)
+    monkeypatch.setattr(RecordedGraph, "made", [])
+    plain, decoder = decoder_of(tiny_policy()), decoder_of(tiny_policy())
+    graphs.advance(plain, 16)
+
+    def captured(steps: graphs.Steps, span: int) -> RecordedGraph:
+        if fails:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        return RecordedGraph(steps.decoder, span)
+
+    monkeypatch.setattr(graphs.Steps, "_captured", captured)
+    steps = graphs.Steps(decoder)
+    steps.warm_up(decoder.span(1))
+    steps.device = torch.device("cuda")
+    for drawn in range(2, 16):
+        steps(decoder.span(drawn))
+    assert torch.equal(decoder.columns["tokens"], plain.columns["tokens"])
+    assert RecordedGraph.made == ([] if fails else [12, 16, 20, 24])
+    said = ["decoding without CUDA graphs: operation not permitted when stream is capturing"] if fails else []
+    assert caplog.messages == said
 
 
 def test_both_attentions_agree() -> None:

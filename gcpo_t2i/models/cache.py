@@ -59,16 +59,15 @@ class Cache:
     keys: list[Tensor]
     values: list[Tensor]
 
-    def __init__(self, prefix: Prefix, group: int, length: int) -> None:
+    def __init__(self, prefix: Prefix, group: int, length: int, grows: bool) -> None:
         """Room for `length` positions after the prefix, whose rows come `group` times in a row."""
         first = prefix.keys[0]
         rows, self.filled = len(first) * group, first.shape[2]
         self.shape = (rows, first.shape[1], first.shape[3])  # (R, kv heads, head_dim)
         room = whole_blocks(self.filled + length)
-        self.grows = first.device.type == "cpu"
-        self.capacity = whole_blocks(self.filled) if self.grows else room
+        self.capacity = whole_blocks(self.filled) if grows else room
         size = rows * first.shape[1] * room * first.shape[3]
-        self.spare = first.new_empty(size if self.grows else 0)
+        self.spare = first.new_empty(size if grows else 0)
         self.bias = first.new_full((rows, 1, 1, room), -torch.inf)
         self.bias[..., : self.filled].masked_fill_(prefix.mask.repeat_interleave(group, 0)[:, None, None], 0)
         self.keys, self.values = (

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gcpo_t2i.models import graphs
 from gcpo_t2i.models.cache import Cache, Prefix, attend_by_products, attend_fused, prefill, working_dtype
 from gcpo_t2i.models.drawing import Sampling, as_rollout, pick, uniform_numbers
 from gcpo_t2i.models.policy import Generators, Rollout
@@ -160,7 +161,7 @@ class Decoder:
         """`start` is the position of the prefixes' first column. See `sample` for the others."""
         self.embed, self.head, self.guided, self.how = embed, head, guided, how
         self.layers, self.norm = engine_layers(trunk), trunk.norm
-        self.cache = Cache(prefix, group, length - 1)
+        self.cache = Cache(prefix, group, length - 1, grows=prefix.mask.device.type == "cpu")
         self.first = self.cache.filled - 1  # the slot of code t is first + t + 1
         device, batch = prefix.mask.device, self.cache.shape[0] // (2 if guided else 1)
         self.uniform = uniform_numbers(batch, length, generator, device)
@@ -180,13 +181,17 @@ class Decoder:
         self.tokens.copy_(found["tokens"])
         self.index += 1
 
+    def span(self, drawn: int) -> int:
+        """The `span` of the step after which `drawn` + 1 codes are there."""
+        return self.cache.span(self.cache.filled + drawn)
+
     def step(self, span: int) -> None:
         """From the last codes to the next ones. Everything it changes is changed in place."""
         embeds = self.embed(self.tokens)
         x = torch.cat([embeds, embeds]) if self.guided else embeds
         cos, sin = (rows.index_select(0, self.index) for rows in self.rotary)
         x = decode_step(self.layers, x, self.index + self.first, (cos, sin), self.cache, span)
-        self.record(self.head(self.norm(x)))
+        self.record(self.head(normalized(x, self.norm)))
 
 
 @torch.no_grad()
@@ -224,6 +229,5 @@ def sample(
     )
     barred = None if avoid is None else avoid.repeat_interleave(group)
     decoder.record(head(hidden).repeat_interleave(group, 0), barred)
-    for drawn in range(1, length):
-        decoder.step(decoder.cache.span(decoder.cache.filled + drawn))
+    graphs.advance(decoder, length)
     return as_rollout(decoder.columns, how)

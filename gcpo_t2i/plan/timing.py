@@ -27,6 +27,7 @@ from gcpo_t2i.data import Prompt, PromptSampler
 from gcpo_t2i.models.cache import BLOCK, prefill, whole_blocks
 from gcpo_t2i.models.decoding import Decoder
 from gcpo_t2i.models.drawing import Sampling as Choice
+from gcpo_t2i.models.graphs import Steps
 from gcpo_t2i.models.lora import Adapters
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.models.sizes import Sizes
@@ -179,16 +180,17 @@ def rollout_seconds(
         decoder = start()
         cache, growing = decoder.cache, 0.0
         before = whole_blocks(cache.filled + drawn) - BLOCK
-        if before > cache.capacity:
-            cache.span(before)
         if before >= cache.capacity:  # a cache that grows does so once in every block
-            growing = watch.once(lambda: cache.span(cache.filled + drawn))
+            cache.span(before)
+            growing = watch.once(lambda: decoder.span(drawn))
         cache.bias[..., : cache.filled + drawn] = 0
+        steps = Steps(decoder)
 
         def one() -> None:
             decoder.index.fill_(drawn)
-            decoder.step(cache.span(cache.filled + drawn))
+            steps(decoder.span(drawn))
 
+        steps.warm_up(decoder.span(drawn))
         return watch.median(one) + growing / BLOCK
 
     first, middle, last = (position(drawn) for drawn in (1, length // 2, length - 1))
