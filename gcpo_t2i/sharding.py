@@ -101,8 +101,6 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
     learning = [parameter for parameter in parameters if parameter.grad is not None]
     sharded, others = [p for p in learning if is_sharded(p)], [p for p in learning if not is_sharded(p)]
     kinds = [kind for kind in (sharded, others) if kind]
-    if not kinds:
-        return 0.0
     norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
     if not norms:
         return 0.0
