@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_listener: ContextVar[Callable[[int], None] | None] = ContextVar("listener", default=None)
+_listener: ContextVar[Callable[[int], object] | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def listening(tell: Callable[[int], None]) -> Iterator[None]:
+def listening(tell: Callable[[int], object]) -> Iterator[None]:
     """`tell` gets the number of codes that every image has, after each step of the rollouts of this thread."""
     token = _listener.set(tell)
     try:
