@@ -50,7 +50,16 @@ def named_device(name: str) -> torch.device:
 
 
 def use_bfloat16(dtype: str, device: torch.device) -> bool:
-    return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+    return dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(device))
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16: CUDA, and CPUs with AVX512-BF16 or AMX. A rollout on
+    such a CPU takes half the time of one in float32."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in features)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import torch
 from PIL import Image
 
 from gcpo_t2i.config import RewardConfig, reward_name
@@ -82,7 +83,7 @@ class RewardSet:
         that raises, or returns NaN, a value out of its range, or the wrong number of scores."""
         texts, columns = [prompt.text for prompt in prompts], collate_columns(prompts)
         package = rewards_package()
-        with _failing():
+        with _failing(), own_precision():
             return {name: package.score(reward, images, texts, columns) for name, reward in self.rewards.items()}
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> tuple[Scores, list[Any]]:
@@ -90,7 +91,7 @@ class RewardSet:
         where it does not apply or is not among the rewards."""
         texts, columns = [prompt.text for prompt in prompts], collate_columns(prompts)
         package = rewards_package()
-        with _failing():
+        with _failing(), own_precision():
             judged = {name: package.judge(reward, images, texts, columns) for name, reward in self.rewards.items()}
         verdicts = [next(filter(None, own), None) for own in zip(*(v for _, v in judged.values()), strict=True)]
         return {name: scores for name, (scores, _) in judged.items()}, verdicts
@@ -152,6 +153,13 @@ def _failing() -> Iterator[None]:
         yield
     except rewards_package().RewardError as error:
         raise RewardFailed(str(error)) from error
+
+
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """Rewards compute as they were written, whatever autocast the policy samples in: a score belongs to its image alone."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def _mended(call: Any, *args: Any, **kwargs: Any) -> Any:

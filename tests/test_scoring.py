@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from gcpo_t2i import scoring
@@ -29,6 +30,15 @@ def test_scores_are_weighted_and_named(reward_file: Path) -> None:
     scores = rewards.score([white], [Prompt("a photo")])
     assert list(scores.values()) == [[1.0], [1.0], [None]]  # GenEval has no say without metadata
     assert rewards.total(scores) == [2.0 - 1.0]
+
+
+def test_a_score_does_not_depend_on_the_precision_that_the_policy_samples_in() -> None:
+    rewards = RewardSet.load([RewardConfig("clip"), RewardConfig("aesthetic")])
+    images, prompts = [Image.new("RGB", (48, 48), (200, 30, 40))], [Prompt("a photo of a red circle")]
+    scores = rewards.score(images, prompts)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rewards.score(images, prompts) == scores
+        assert rewards.judge(images, prompts)[0] == scores
 
 
 def test_two_rewards_of_one_function_name_keep_their_full_names(reward_file: Path, tmp_path: Path) -> None:

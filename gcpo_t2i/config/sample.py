@@ -41,7 +41,7 @@ class SampleConfig:
     device: str | None = None
     """cpu, cuda or cuda:N; null = cuda if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the model's layers; auto = bfloat16 on cuda, else float32."""
+    """Precision of the model's layers; auto = bfloat16 where the device multiplies it, else float32."""
 
     def check(self) -> None:
         if (self.prompt is None) == (self.prompts is None):

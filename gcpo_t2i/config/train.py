@@ -205,8 +205,8 @@ class TrainConfig:
     device: str | None = None
     """cpu, cuda or cuda:N; null = cuda if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the model's layers; auto = bfloat16 on cuda, else float32. Losses are always float32. Weights are kept
-    in float32 where they are trained; with lora.rank they are kept in the precision of the layers."""
+    """Precision of the model's layers; auto = bfloat16 where the device multiplies it, else float32. Losses are always
+    float32. Weights are kept in float32 where they are trained; with lora.rank they are kept in the precision of the layers."""
     rewards: list[RewardConfig] = field(default_factory=default_rewards)
     """A list of {name, weight, kwargs}: geneval, clip, aesthetic, pickscore, hps, remote, or your own as pkg.module:name or
     file.py:name; the factor in the sum; settings."""
