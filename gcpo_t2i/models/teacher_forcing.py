@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gcpo_t2i.models.decoding import Head
 from gcpo_t2i.models.drawing import Sampling, as_rollout, branches, describe
+from gcpo_t2i.models.layers import Head
 from gcpo_t2i.models.policy import Rollout, Scores
 
 SCORE_BUDGET = 1 << 24  # float32 logits that may exist at once (64 MiB)
