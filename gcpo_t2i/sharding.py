@@ -16,7 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -39,9 +41,8 @@ def is_wanted(lora: LoraConfig) -> bool:
         raise UserError("accelerate was told to use FSDP 1; set fsdp_version: 2, as in configs/accelerate/fsdp2.yaml")
     if lora.rank is not None:
         raise UserError("lora.rank leaves FSDP2 nothing to spread but small adapters; use configs/accelerate/ddp.yaml")
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = (
-        "False"  # transformers would read weights in one process of each machine
-    )
+    # Else transformers reads weights in one process of each machine only.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "False"
     return True
 
 
@@ -53,8 +54,10 @@ def sharded_copy(policy: Any) -> Any:
     common = {id(parameter): parameter for parameter in policy.parameters() if id(parameter) not in learning}
     # Those of layers need no copy either: a shard is one.
     twin = copy.deepcopy(policy, common | {id(parameter): parameter for parameter in policy.trunk.layers.parameters()})
+    device = next(policy.trunk.parameters()).device.type
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
     for layer in twin.trunk.layers:
-        fully_shard(layer, reshard_after_forward=True)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
         _sum_gradients(layer)
     return twin
 
@@ -99,6 +102,8 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
     sharded, others = [p for p in learning if is_sharded(p)], [p for p in learning if not is_sharded(p)]
     kinds = [kind for kind in (sharded, others) if kind]
     norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+    if not norms:
+        return 0.0
     total = norms[0] if len(norms) == 1 else torch.hypot(*norms)
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, max_norm, total)

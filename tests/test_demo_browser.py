@@ -77,6 +77,8 @@ def generate(page: Any, text: str = ORDER.text, negative: str = "", seed: int = 
     page.locator("#generate-seed input").fill(str(seed))
     page.locator("#generate-group input[type=number]").fill(str(ORDER.group))
     page.locator("#generate-group input[type=number]").blur()
+    page.wait_for_timeout(300)  # a page that is still being built may put its own values back
+    until(page, lambda: page.locator("#generate-seed input").input_value(), lambda value: value == str(seed))
     page.locator("#generate-go").click()
 
 
@@ -182,11 +184,14 @@ def test_the_map_changes_with_the_negative_prompt_and_says_when_there_is_none(vi
     page.locator("#generate-cells .map").first.wait_for()
     first = sources(page, "#generate-cells")
     generate(page, negative="a blue square")
-    second = until(page, lambda: sources(page, "#generate-cells"), lambda found: found != first)
+    second = until(
+        page, lambda: sources(page, "#generate-cells"), lambda found: found != first and len(found) == len(first)
+    )
     assert (pixels(page, second[1]) != pixels(page, first[1])).any()
     generate(page, negative=ORDER.text)
     until(page, lambda: len(sources(page, "#generate-cells")), lambda count: count == 1)
-    assert "the negative prompt is the prompt itself" in page.locator("#generate-notes").inner_text()
+    said = "the negative prompt is the prompt itself"
+    until(page, page.locator("#generate-notes").inner_text, lambda text: said in text)
 
 
 def test_numbers_can_be_saved(visitor: Any, studio: Studio) -> None:
@@ -223,8 +228,10 @@ def test_two_visitors_at_once_get_their_own(visitor: Any, studio: Studio) -> Non
     pages = [visitor(), visitor()]
     for seed, page in enumerate(pages):
         generate(page, seed=seed)
-    found = [until(page, lambda page=page: rows(page, "#generate-table"), bool) for page in pages]
-    assert found == [wanted_rows(studio, seed=seed) for seed in range(2)] and found[0] != found[1]
+    wanted = [wanted_rows(studio, seed=seed) for seed in range(2)]
+    assert wanted[0] != wanted[1]
+    for page, own in zip(pages, wanted, strict=True):
+        until(page, lambda page=page: rows(page, "#generate-table"), lambda found, own=own: found == own)
 
 
 # --- explain ------------------------------------------------------------------

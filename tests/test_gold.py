@@ -197,4 +197,4 @@ def test_resumed_and_shared_runs_are_the_same(command: list[str], tmp_path: Path
     for ours, theirs in zip([row for row in rows(tmp_path / "two") if "reward" in row], whole, strict=True):
         for name, value in theirs.items():
             if not name.startswith("monitor/"):  # of the first process's images
-                assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+                assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name

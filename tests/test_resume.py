@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from gcpo_t2i.cli import main
 from gcpo_t2i.config import TrainConfig
-from gcpo_t2i.errors import UserError
+from gcpo_t2i.errors import Stopped, UserError
 from gcpo_t2i.resume import FREE, check_settings, differences, settings_as_json
+from gcpo_t2i.stopping import Stopping
 from tests.test_train import TIMES
 from tests.tiny import train_command
 
@@ -73,6 +74,17 @@ def test_a_signal_saves_and_says_how_to_go_on(arguments: list[str], tmp_path: Pa
     assert f"gcpo-t2i train --output_dir {run} --resume" in told and "Traceback" not in told
     assert main(["train", "--output_dir", str(run), "--resume"]) == 0
     same_run(tmp_path / "whole", run)
+
+
+def test_a_signal_that_a_launcher_passes_on_once_more_is_one_signal() -> None:
+    with Stopping() as stopping:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stopping.check()
+        stopping.since -= 2  # seconds
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_kill_9_at_any_moment_loses_nothing(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from gcpo_t2i.maps.pictures import Picture, fit
 from gcpo_t2i.maps.results import Group
 from gcpo_t2i.maps.scored import explain_images, phrase_maps, sample_images, without
 from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.models.progress import listening
 from gcpo_t2i.rollout import Sampling
 from gcpo_t2i.run import autocast, load_model, resolve_device
 from gcpo_t2i.scoring import RewardSet
@@ -153,21 +154,10 @@ class Studio:
 
 @contextmanager
 def counted(policy: Policy, what: str, tell: Tell) -> Iterator[None]:
-    """Tells how many of the codes are drawn: each ends with one call of the trunk's last norm."""
-    norm: Any = getattr(getattr(policy, "trunk", None), "norm", None)
-    passes, whole = 0, policy.grid[0] * policy.grid[1]
-
-    def count(*_: Any) -> None:
-        nonlocal passes
-        passes += 1
-        tell(min(1.0, passes / whole), what)
-
-    handle = None if norm is None else norm.register_forward_hook(count)
-    try:
+    """Tells which part of the codes is drawn."""
+    whole = policy.grid[0] * policy.grid[1]
+    with listening(lambda codes: tell(codes / whole, what)):
         yield
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 def cleaned(text: str | None, negative: str | None) -> tuple[str, str | None]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gcpo_t2i.models import progress
+
 if TYPE_CHECKING:
     from gcpo_t2i.models.decoding import Decoder
 
@@ -81,5 +83,6 @@ def advance(decoder: Decoder, length: int) -> None:
             steps.warm_up(span)
         else:
             steps(span)
+        progress.drawn(drawn + 1)
     if steps.device.type == "cuda":
         torch.cuda.synchronize(steps.device)  # graphs must not be freed while they run
