@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcpo_t2i.config import (
+    BenchConfig,
     CompareConfig,
     ConvertLlamaGenConfig,
     CreditEvalConfig,
@@ -225,6 +226,21 @@ trainers. It listens at 127.0.0.1 unless told otherwise; there is no password, s
   gcpo-t2i rewards serve --config my_run.yaml --host 0.0.0.0 --port 9000
   gcpo-t2i train --rewards '[{"name": "remote", "kwargs": {"url": "http://gpu7:9000", "reward": "clip"}}]'""",
         also=TrainConfig,
+    ),
+    "bench": Command(
+        BenchConfig,
+        "gcpo_t2i.bench.command:bench",
+        "how fast rollouts and steps are here, against other ways and against the memory's speed",
+        """\
+How fast rollouts and training steps are on this machine: images/s and codes/s, seconds by phase, memory. Against
+transformers' own generate and a plain loop, in turns and with the same weights; and against the time that
+reading weights and cache would take at the speed of a copy.
+
+  gcpo-t2i bench
+  gcpo-t2i bench --shape small_janus --prompts 4 --group_size 8
+  gcpo-t2i bench --shape janus_pro_7b --what step --lora_rank 32 --group_size 16 --prompts 1
+  gcpo-t2i bench --what log_probs
+  gcpo-t2i bench --what scaling --shape small_janus --out bench/scaling""",
     ),
     "env": Command(
         EnvConfig,

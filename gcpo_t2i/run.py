@@ -82,7 +82,11 @@ def model_folder(name: str) -> Path:
 
 def load_model(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Policy:
     """The policy in `model_folder(name)`; float32 weights unless told otherwise, autocast lowers them."""
-    policy: Any = load_policy(model_folder(name), device=device, dtype=dtype)
+    return tuned(load_policy(model_folder(name), device=device, dtype=dtype), device)
+
+
+def tuned(policy: Any, device: torch.device) -> Any:
+    """The policy, and torch, set to what is fast on the device."""
     if device.type == "cpu":
         # Lets oneDNN multiply float32 matrices instead of MKL, which has no fast path for AMD's CPUs: an update takes
         # half the time. (Where the CPU multiplies bfloat16 and oneDNN finds that faster, it may round to that first.)

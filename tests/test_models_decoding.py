@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gcpo_t2i.algo import credit
 from gcpo_t2i.models import cache, decoding, drawing, graphs
+from gcpo_t2i.models.layers import Layer
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.models.policy import Condition, Rollout
 from tests.test_models_llamagen import CODES, TEXTS, logits_of, random_codes, tiny_policy
@@ -139,30 +140,6 @@ def test_replaced_projections_are_used_when_sampling() -> None:
     rollout = policy.sample(cond, null, group=1, guidance=2.0, generator=seeded(), stats=ALL_STATS)
     assert not torch.equal(rollout.tokens, plain.tokens)
     check_against_full_forward(policy, rollout, cond, null, 2.0, 1.0)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_copied_projection_is_its_layers_side_by_side(bias: bool) -> None:
-    torch.manual_seed(0)
-    layers = [nn.Linear(8, width, bias=bias) for width in (8, 4, 4)]
-    x = torch.randn(3, 8)
-    together = torch.cat([layer(x) for layer in layers], dim=-1)
-    for copied in (True, False):
-        torch.testing.assert_close(decoding.projection(layers, copied)(x), together)
-    wrapped = decoding.projection([*layers[:2], LowRank(layers[2])], True)  # not torch's own: called as it is
-    torch.testing.assert_close(wrapped(x)[:, :12], together[:, :12])
-    assert (wrapped(x)[:, 12:] - together[:, 12:]).abs().max() > 0.1
-
-
-def test_a_copy_is_made_where_it_is_small_or_in_another_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    trunk = tiny_policy().trunk
-    assert decoding.copies(trunk)
-    monkeypatch.setattr(decoding, "COPY_BYTES", 1000)
-    assert not decoding.copies(trunk)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert decoding.copies(trunk)
-        weight = decoding.projection([trunk.layers[0].self_attn.q_proj], True).keywords["weight"]  # type: ignore[attr-defined]
-    assert weight.dtype == torch.bfloat16
 
 
 def test_a_cache_that_grows_keeps_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +271,7 @@ def test_prefixes_run_once_and_both_branches_decode_in_one_batch(monkeypatch: py
         prefilled.append(kwargs["inputs_embeds"].shape[0])
         return run(*args, **kwargs)
 
-    def count_step(layers: list[decoding.Layer], x: Tensor, *rest: object) -> Tensor:
+    def count_step(layers: list[Layer], x: Tensor, *rest: object) -> Tensor:
         decoded.append(x.shape[0])
         return step(layers, x, *rest)  # type: ignore[arg-type]
 

@@ -192,8 +192,10 @@ def test_logp_and_entropy_against_the_full_logits() -> None:
     assert policy.logp(cond, codes).entropy is None
 
 
-def test_chunked_scores_have_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, codes = tiny_policy(), random_codes(2)
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained head", "frozen head"])
+def test_chunked_scores_have_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
+    policy, codes = copy.deepcopy(tiny_policy()), random_codes(2)
+    policy.adapter.head.requires_grad_(not frozen)
     cond = policy.condition(TEXTS[:2])
     null = policy.condition([None] * 2, like=cond)
     weight = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ Flags and YAML keys are made out of these classes (`gcpo_t2i.parsing`): a new fi
 """
 
 from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
+from gcpo_t2i.config.bench import BenchConfig
 from gcpo_t2i.config.compare import CompareConfig
 from gcpo_t2i.config.convert import ConvertLlamaGenConfig
 from gcpo_t2i.config.credit_eval import CreditEvalConfig
@@ -37,6 +38,7 @@ from gcpo_t2i.config.train import (
 )
 
 __all__ = [
+    "BenchConfig",
     "CompareConfig",
     "ConfigError",
     "ConvertLlamaGenConfig",

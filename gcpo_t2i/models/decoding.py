@@ -2,103 +2,30 @@
 
 Every family is a `transformers.LlamaModel` trunk behind three things of its own: prefix embeddings, a code embedding and
 an output head. A step from one code to the next works in place on buffers that are there for the whole rollout, with its
-position in a tensor, so that the same function runs eagerly and can be captured (see `gcpo_t2i.models.graphs`). Linear
-layers of the trunk that are torch's own are copied into fewer and faster ones (`projection`); what PEFT put in their
-place is called as it is. Left out: beam search, stop tokens (an image has T codes), paging.
+position in a tensor, so that the same function runs eagerly and can be captured (see `gcpo_t2i.models.graphs`). Left out:
+beam search, stop tokens (an image has T codes), paging.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gcpo_t2i.models import graphs
-from gcpo_t2i.models.cache import Cache, Prefix, attend_by_products, attend_fused, prefill, working_dtype
+from gcpo_t2i.models.cache import Cache, Prefix, attend_by_products, attend_fused, prefill
 from gcpo_t2i.models.drawing import Sampling, as_rollout, pick, uniform_numbers
+from gcpo_t2i.models.layers import Head, Layer, engine_layers
 from gcpo_t2i.models.policy import Generators, Rollout
 
-Head = Callable[[Tensor], Tensor]
-
-COPY_BYTES = 1 << 32  # of weights that are copied where a copy saves time only
-
-
-# ---- the trunk's layers, as a step runs them
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A decoder layer of the trunk."""
-
-    qkv: Head  # (R, D) → (R, (heads + 2 kv heads) * d)
-    out: Head
-    gate_up: Head  # (R, D) → (R, 2 * MLP width)
-    down: Head
-    activation: Head
-    attention_norm: Any
-    mlp_norm: Any
-    scale: float
-
-
-def engine_layers(trunk: Any) -> list[Layer]:
-    """The trunk's layers for a rollout: their weights as they are now, in the precision that autocast asks for."""
-    copied = copies(trunk)
-
-    def layer(module: Any) -> Layer:
-        attention, mlp = module.self_attn, module.mlp
-        return Layer(
-            qkv=projection([attention.q_proj, attention.k_proj, attention.v_proj], copied),
-            out=projection([attention.o_proj], copied),
-            gate_up=projection([mlp.gate_proj, mlp.up_proj], copied),
-            down=projection([mlp.down_proj], copied),
-            activation=mlp.act_fn,
-            attention_norm=module.input_layernorm,
-            mlp_norm=module.post_attention_layernorm,
-            scale=attention.scaling,
-        )
-
-    return [layer(module) for module in trunk.layers]
-
-
-def copies(trunk: Any) -> bool:
-    """Whether linear layers are copied: always where autocast would keep a copy in its own precision as well."""
-    weights = [weight for layer in trunk.layers for weight in _linear_weights(layer)]
-    if not weights or working_dtype(weights[0]) != weights[0].dtype:
-        return bool(weights)
-    return sum(weight.nbytes for weight in weights) <= COPY_BYTES
-
-
-def _linear_weights(layer: nn.Module) -> Iterator[Tensor]:
-    return (module.weight for module in layer.modules() if type(module) is nn.Linear)
-
-
-def projection(linears: Sequence[nn.Module], copied: bool) -> Head:
-    """x (R, D) → the outputs of linear layers of x, side by side.
-
-    The copy is one matrix; on a CPU it lies in memory by columns. For 64 rows of width 256 that takes 0.7 of the time of
-    three layers, at 40 % of the memory that weights, gradients and AdamW need for them.
-    """
-    plain = [module for module in linears if type(module) is nn.Linear]
-    if not copied or len(plain) < len(linears):
-        return linears[0] if len(linears) == 1 else lambda x: torch.cat([module(x) for module in linears], dim=-1)
-    weight = torch.cat([module.weight.to(working_dtype(module.weight)) for module in plain])
-    if weight.device.type == "cpu":
-        weight = weight.t().contiguous().t()
-    biases: list[Tensor] = [module.bias for module in plain if module.bias is not None]
-    return partial(F.linear, weight=weight, bias=torch.cat(biases).to(weight.dtype) if biases else None)
+# ---- one position
 
 
 def normalized(x: Tensor, norm: Any) -> Tensor:
     """LlamaRMSNorm in one kernel."""
     return F.rms_norm(x, norm.weight.shape, norm.weight.to(x.dtype), norm.variance_epsilon)
-
-
-# ---- one position
 
 
 def rotary_rows(trunk: Any, like: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -160,8 +87,8 @@ class Decoder:
     ) -> None:
         """`start` is the position of the prefixes' first column. See `sample` for the others."""
         self.embed, self.head, self.guided, self.how = embed, head, guided, how
-        self.layers, self.norm = engine_layers(trunk), trunk.norm
         self.cache = Cache(prefix, group, length - 1, grows=prefix.mask.device.type == "cpu")
+        self.layers, self.norm = engine_layers(trunk), trunk.norm  # copied into what memory the cache leaves
         self.first = self.cache.filled - 1  # the slot of code t is first + t + 1
         device, batch = prefix.mask.device, self.cache.shape[0] // (2 if guided else 1)
         self.uniform = uniform_numbers(batch, length, generator, device)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gcpo_t2i.models.decoding import Head
 from gcpo_t2i.models.drawing import Sampling, as_rollout, branches, describe
+from gcpo_t2i.models.layers import Head
 from gcpo_t2i.models.policy import Rollout, Scores
 
-SCORE_BUDGET = 1 << 24  # float32 logits that may exist at once (64 MiB)
+SCORE_BUDGET = 1 << 22  # float32 logits that may exist at once (16 MiB)
+
+Part = Callable[[slice, Tensor], tuple[Tensor, ...]]  # positions, their hidden states (B, t, D) → scores, each (B, t)
 
 
 def score(
@@ -25,34 +30,63 @@ def score(
 ) -> Scores:
     """Log-probs of tokens (B, T) from trunk outputs (B, T, D), differentiable; with null_hidden of the guided mixture.
 
-    Works through chunks of tokens and recomputes each chunk's logits in the backward pass, so that (B, T, V) never
-    exists in float32; what fits the budget at once is neither cut nor recomputed.
+    Works through chunks of tokens, so that (B, T, V) never exists in float32. Where the head is frozen, the gradient of a
+    score to its own position's outputs is found along with it; else each chunk's logits are computed again in the backward
+    pass. What fits the budget at once is neither cut nor recomputed.
     """
 
-    def part(hidden: Tensor, tokens: Tensor, null_hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def part(cut: slice, hidden: Tensor) -> tuple[Tensor, ...]:
         logits = head(hidden).float()
         if null_hidden is not None:
             with torch.no_grad():
-                null_logits = head(null_hidden).float()
+                null_logits = head(null_hidden[:, cut]).float()
             logits = torch.lerp(null_logits, logits, guidance)
-        if temperature != 1.0:
-            logits = logits / temperature
-        log_z = logits.logsumexp(-1)  # (B, t)
-        logp = logits.gather(-1, tokens[..., None]).squeeze(-1) - log_z
-        return logp, log_z - (logits.softmax(-1) * logits).sum(-1) if entropy else None
+        logp = (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
+        of_tokens = logp.gather(-1, tokens[:, cut, None]).squeeze(-1)  # (B, t)
+        return (of_tokens, -(logp.exp() * logp).sum(-1)) if entropy else (of_tokens,)
 
     batch, length = tokens.shape
-    codes = head(hidden[:1, :1].detach()).shape[-1]
-    size = max(1, SCORE_BUDGET // (batch * codes))
+    with torch.enable_grad():
+        logits = head(hidden[:1, :1].detach())
+    size = max(1, SCORE_BUDGET // (batch * logits.shape[-1]))
     if size >= length:
-        return Scores(*part(hidden, tokens, null_hidden))
-    outputs = []
-    for start in range(0, length, size):
-        cut = slice(start, start + size)
-        null_part = None if null_hidden is None else null_hidden[:, cut]
-        outputs.append(checkpoint(part, hidden[:, cut], tokens[:, cut], null_part, use_reentrant=False))
-    logps, entropies = zip(*outputs, strict=True)
-    return Scores(torch.cat(logps, 1), torch.cat(entropies, 1) if entropy else None)
+        return Scores(*part(slice(None), hidden))
+    cuts = [slice(start, start + size) for start in range(0, length, size)]
+    if torch.is_grad_enabled() and hidden.requires_grad and not logits.requires_grad:
+        return Scores(*ByPosition.apply(hidden, part, cuts))
+    # contiguous, because torch multiplies a slice by a frozen matrix in a batch of copies of it
+    chunks = [checkpoint(part, cut, hidden[:, cut].contiguous(), use_reentrant=False) for cut in cuts]
+    return Scores(*(torch.cat(scores, dim=1) for scores in zip(*chunks, strict=True)))
+
+
+class ByPosition(torch.autograd.Function):
+    """Scores (B, T) each of which depends on the outputs of its own position alone: all that a backward pass needs is the
+    gradient of every score to these, (B, T, D), and it can be had before anybody knows what the scores will be used for.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, part: Part, cuts: Sequence[slice]) -> tuple[Tensor, ...]:
+        scores, slopes = [], []
+        for cut in cuts:
+            own = hidden[:, cut].detach().contiguous().requires_grad_()
+            with torch.enable_grad():
+                outputs = part(cut, own)
+            last = len(outputs) - 1
+            slopes.append(
+                [
+                    torch.autograd.grad(output, own, torch.ones_like(output), retain_graph=number < last)[0]
+                    for number, output in enumerate(outputs)
+                ]
+            )
+            scores.append([output.detach() for output in outputs])
+        ctx.save_for_backward(*(torch.cat(parts, dim=1) for parts in zip(*slopes, strict=True)))
+        return tuple(torch.cat(parts, dim=1) for parts in zip(*scores, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        slopes = ctx.saved_tensors
+        total = sum(own[..., None] * slope for own, slope in zip(gradients, slopes, strict=True))
+        return total.to(slopes[0].dtype), None, None  # type: ignore[union-attr]
 
 
 @torch.no_grad()

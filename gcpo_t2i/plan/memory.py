@@ -21,7 +21,7 @@ import torch
 
 from gcpo_t2i.config import PlanConfig
 from gcpo_t2i.models.cache import whole_blocks
-from gcpo_t2i.models.decoding import COPY_BYTES
+from gcpo_t2i.models.layers import COPY_BYTES
 from gcpo_t2i.models.sizes import Sizes
 from gcpo_t2i.models.teacher_forcing import SCORE_BUDGET
 from gcpo_t2i.models.vq import CHUNK
@@ -156,11 +156,12 @@ def cache_bytes(sizes: Sizes, rows: int, prefix: int, precision: Precision, grow
 
 
 def engine_bytes(sizes: Sizes, precision: Precision) -> int:
-    """The linear layers of the trunk as a rollout reads them, in c bytes; nothing where adapters stand beside them, and
-    where a copy in the same precision would be large."""
+    """The linear layers of the trunk as a rollout reads them, in c bytes; nothing where a copy in the precision of the weights
+    would be large. (On a GPU it is made of a quarter of what is free.)"""
     width, kv_width = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     copied = precision.compute * sizes.layers * sizes.dim * (2 * width + 2 * kv_width + 3 * sizes.mlp_dim)
-    return 0 if precision.adapters or (copied > COPY_BYTES and not precision.lower) else copied
+    cast = precision.lower and not precision.adapters
+    return copied if cast or copied <= COPY_BYTES else 0
 
 
 def activation_bytes(sizes: Sizes, batch: int, prefix: int, precision: Precision) -> int:

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +75,15 @@ class Times:
 
 
 class Stopwatch:
-    """Wall-clock seconds of calls, to the end of what they started on the device."""
+    """Seconds of calls by `clock`, the wall's by default, to the end of what they started on the device."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.device, self.lower = accelerator.device, accelerator.autocast
+    def __init__(self, accelerator: Accelerator, clock: Callable[[], float] | None = None) -> None:
+        self.device, self.lower, self.clock = accelerator.device, accelerator.autocast, clock
 
     def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return (self.clock or time.perf_counter)()
 
     def once(self, call: Callable[[], Any]) -> float:
         start = self.now()
@@ -115,9 +115,12 @@ def measure(
     generator = torch.Generator(accelerator.device).manual_seed(config.seed)
     with watch.lower():
         small = sample_batch(policy, few, rewards, one, generator, stats, need_null=counts.branches == 2)
-        rollout = rollout_seconds(policy, small, counts.prompts, counts.branches, config, stats, watch)
-        eval_rows = min(config.eval.batch_size, counts.eval_images)
-        evaluate = rollout_seconds(policy, small, eval_rows, counts.eval_branches, config, frozenset(), watch, group=1)
+        prefix, eval_rows = small.cond.trimmed().mask.shape[1], min(config.eval.batch_size, counts.eval_images)
+        how = Choice(config.guidance, config.temperature, config.top_k, config.top_p)
+        rollout = decoding_seconds(
+            policy, prefix, counts.prompts, config.group_size, counts.branches, replace(how, stats=stats), watch
+        )
+        evaluate = decoding_seconds(policy, prefix, eval_rows, 1, counts.eval_branches, how, watch)
         many = cycled(small, min(counts.images, CHUNK)).rollout.tokens
         decode = watch.median(lambda: policy.decode(many)) / len(many)
     reward, eval_reward = (reward_seconds(each, small, few, watch) for each in (rewards, eval_rewards))
@@ -145,26 +148,17 @@ def cycled(batch: Batch, images: int) -> Batch:
     return batch.groups([index % len(batch.prompts) for index in range(images)])
 
 
-def rollout_seconds(
-    policy: Any,
-    small: Batch,
-    prompts: int,
-    branches: int,
-    config: PlanConfig,
-    stats: frozenset[str],
-    watch: Stopwatch,
-    group: int | None = None,
+def decoding_seconds(
+    policy: Any, prefix: int, prompts: int, group: int, branches: int, how: Choice, watch: Stopwatch
 ) -> float:
     """Prefill, and the mean over cache lengths of one position's time, times positions. Runs the real step.
 
     The time of a position rises linearly with the cache: the trapezoid rule over three lengths.
     """
     trunk = policy.trunk
-    group, length = group or config.group_size, policy.grid[0] * policy.grid[1]
-    prefix = small.cond.trimmed().mask.shape[1]
-    how = Choice(config.guidance, config.temperature, config.top_k, config.top_p, stats)
-    rows = prompts * branches
-    embeds = torch.randn(rows, prefix, trunk.config.hidden_size, device=watch.device)
+    rows, length = prompts * branches, policy.grid[0] * policy.grid[1]
+    weight = trunk.embed_tokens.weight
+    embeds = torch.randn(rows, prefix, weight.shape[1], device=watch.device, dtype=weight.dtype)
     mask = torch.ones(rows, prefix, dtype=torch.bool, device=watch.device)
 
     @torch.no_grad()
