@@ -45,7 +45,7 @@ class BenchConfig:
     device: str | None = None
     """cpu, cuda or cuda:N; null = cuda if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the model's layers; auto = bfloat16 on cuda, else float32."""
+    """Precision of the model's layers; auto = bfloat16 where the device multiplies it, else float32."""
     out: str | None = None
     """Folder for bench.json and, of scaling, scaling.png; null = print only."""
     overwrite: bool = False
