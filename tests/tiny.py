@@ -77,13 +77,13 @@ def write_tiny_policy(folder: Path) -> Path:
 
 
 def train_command(model: Path, rewards: Path, folder: Path) -> list[str]:
-    """`gcpo-t2i train` for a run of three steps of a second in all. Options that are added win."""
+    """`gcpo-t2i train` for a run of three steps of a second in all, in float32 on every CPU. Options that are added win."""
     prompts = folder / "prompts.txt"
     prompts.write_text("a photo of a red circle\na blue square\ntwo red square\n")
     reward = json.dumps([{"name": f"{rewards}:bright"}])
     return [
         *("train", "--model", str(model), "--train_prompts", str(prompts), "--eval.prompts", str(prompts)),
         *("--rewards", reward, "--eval.rewards", reward, "--prompts_per_step", "2", "--group_size", "4"),
-        *("--output_dir", str(folder / "run"), "--steps", "3", "--device", "cpu"),
+        *("--output_dir", str(folder / "run"), "--steps", "3", "--device", "cpu", "--dtype", "float32"),
         *("--eval.num_prompts", "3", "--eval.samples_per_prompt", "2"),
     ]
