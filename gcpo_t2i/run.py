@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from gcpo_t2i.checkpoint import about, all_in
 from gcpo_t2i.config import TrainConfig, share_of_prompts
@@ -65,6 +66,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def make_accelerator(config: TrainConfig) -> Accelerator:
     device = resolve_device(config.device)
     precision = "bf16" if use_bfloat16(config.dtype, device) else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # of a run before this one in the same process, in another precision
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
     share_of_prompts(config.prompts_per_step, accelerator.num_processes)
     return accelerator

@@ -5,6 +5,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 also on a CPU where `dtype: auto` takes bfloat16: the numbers of a test are the same anywhere."""
+    monkeypatch.setattr("gcpo_t2i.run.multiplies_bfloat16", lambda device: device.type == "cuda")
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny policy. Read only."""

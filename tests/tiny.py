@@ -85,5 +85,6 @@ def train_command(model: Path, rewards: Path, folder: Path) -> list[str]:
         *("train", "--model", str(model), "--train_prompts", str(prompts), "--eval.prompts", str(prompts)),
         *("--rewards", reward, "--eval.rewards", reward, "--prompts_per_step", "2", "--group_size", "4"),
         *("--output_dir", str(folder / "run"), "--steps", "3", "--device", "cpu", "--dtype", "float32"),
+        *("--scoring", "conditional"),
         *("--eval.num_prompts", "3", "--eval.samples_per_prompt", "2"),
     ]

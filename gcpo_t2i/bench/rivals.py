@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,17 +27,27 @@ def library_defaults(policy: Any) -> Iterator[None]:
         policy.trunk.set_attn_implementation(attention)
 
 
+def library_model(policy: Any, lower: bool) -> Any:
+    """A Janus policy's model as users of the library load it: all of it in bfloat16 where ours runs its layers in that."""
+    if not lower:
+        return policy.model
+    model = copy.deepcopy(policy.model).to(torch.bfloat16)
+    model.set_attn_implementation("sdpa")
+    return model
+
+
 @torch.no_grad()
-def library_rollout(policy: Any, cond: Condition, guidance: float) -> Tensor:
+def library_rollout(model: Any, cond: Condition, guidance: float) -> Tensor:
     """Codes (B, T) by `JanusForConditionalGeneration.generate`: static cache, null prompts of its own, no log-probs."""
-    return policy.model.generate(
-        inputs=cond.states,
-        attention_mask=cond.mask.long(),
-        generation_mode="image",
-        do_sample=True,
-        guidance_scale=guidance,
-        use_cache=True,
-    )
+    with torch.autocast(cond.mask.device.type, enabled=False):
+        return model.generate(
+            inputs=cond.states,
+            attention_mask=cond.mask.long(),
+            generation_mode="image",
+            do_sample=True,
+            guidance_scale=guidance,
+            use_cache=True,
+        )
 
 
 @torch.no_grad()

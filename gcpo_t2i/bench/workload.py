@@ -12,7 +12,7 @@ from torch import Tensor
 from gcpo_t2i.algo.credit import CreditSettings
 from gcpo_t2i.algo.rows import resolve
 from gcpo_t2i.bench.contest import Phases
-from gcpo_t2i.bench.rivals import PlainScores, library_defaults, library_rollout, plain_rollout
+from gcpo_t2i.bench.rivals import PlainScores, library_defaults, library_model, library_rollout, plain_rollout
 from gcpo_t2i.bench.shapes import SHAPES, Shape, random_policy
 from gcpo_t2i.config import BenchConfig, LoraConfig, LossConfig, RewardConfig, TrainConfig
 from gcpo_t2i.data import Prompt, PromptSampler, load_prompts
@@ -89,7 +89,8 @@ class Workload:
         wide, wide_null = (part.repeat_interleave(self.config.group_size) for part in (cond, null))
         ways: dict[str, Callable[[], Any]] = {"ours": lambda: self._sample(cond, null)}
         if "library" in self.config.rivals and isinstance(self.policy, JanusPolicy) and self.config.guidance > 1:
-            ways["library"] = self._by_defaults(lambda: library_rollout(self.policy, wide, self.config.guidance))
+            model = library_model(self.policy, use_bfloat16(self.config.dtype, self.device))
+            ways["library"] = self._by_defaults(lambda: library_rollout(model, wide, self.config.guidance))
         if "plain" in self.config.rivals:
             plain = lambda: plain_rollout(self.policy, wide, wide_null, self.config.guidance)  # noqa: E731
             ways["plain"] = self._by_defaults(plain)

@@ -80,7 +80,7 @@ class OptimConfig:
     learning_rate: float = bounded(4e-4, "> 0")
     """Peak learning rate."""
     betas: tuple[float, float] = (0.95, 0.99)
-    """Decay of the running mean of the gradient and of its square. A policy gradient is mostly noise: a slower mean drifts less."""
+    """Decay of the running mean of the gradient and of its square. The gradient is mostly noise: slower means drift less."""
     weight_decay: float = bounded(0.0, ">= 0")
     """Decoupled weight decay."""
     warmup_steps: int = bounded(2, ">= 0")
@@ -183,8 +183,8 @@ class TrainConfig:
     """Sample among the k most likely codes; 0 = all."""
     top_p: float = bounded(1.0, "in (0, 1]")
     """Sample among the most likely codes that together hold this probability; 1 = all."""
-    scoring: Literal["conditional", "guided"] = "conditional"
-    """Whose log-probability is trained: the model's under the prompt, or that of the guided mixture that sampled."""
+    scoring: Literal["guided", "conditional"] = "guided"
+    """Whose log-probability is trained: that of the guided mixture that sampled, or the model's under the prompt."""
     updates_per_rollout: int = bounded(1, "> 0")
     """Optimizer updates on each batch of images."""
     micro_batch_size: int = bounded(16, "> 0")
