@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def one_precision() -> Iterator[None]:
     """float32 also on a CPU where `dtype: auto` takes bfloat16: the numbers of a test are the same anywhere."""
-    monkeypatch.setattr("gcpo_t2i.run.multiplies_bfloat16", lambda device: device.type == "cuda")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gcpo_t2i.run.multiplies_bfloat16", lambda device: device.type == "cuda")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def test_rivals_draw_codes_that_the_engine_could_draw(monkeypatch: pytest.Monkey
     wide, wide_null = cond.repeat_interleave(2), null.repeat_interleave(2)
     assert len(set(map(tuple, ours.tolist()))) == 2
     assert torch.equal(rivals.plain_rollout(policy, wide, wide_null, 5.0), ours)
-    assert torch.equal(rivals.library_rollout(policy, wide, 5.0), ours)
+    assert torch.equal(rivals.library_rollout(rivals.library_model(policy, lower=False), wide, 5.0), ours)
 
 
 def test_plain_scores_are_those_of_the_policy() -> None:

@@ -66,8 +66,8 @@ def test_counts_of_the_default_run_by_hand() -> None:
     counts = Counts.of(PlanConfig(), EMBEDDED)
     assert (counts.images, counts.tokens, counts.rows) == (64, 64 * 144, 128)
     assert (counts.micro_batches, counts.last_micro_batch) == (4, 16)
-    assert counts.forward_passes == 144 + 4 + 4
-    assert (counts.evaluations, counts.eval_images, counts.eval_batches) == (2, 480, 8)
+    assert counts.forward_passes == 144 + 4 + 4 + 2 * 4  # policy, reference, and of each the null branch
+    assert (counts.evaluations, counts.eval_images, counts.eval_batches) == (2, 960, 16)
     assert counts.checkpoints == 7  # after 20, 40, 60, 80, 100, 120 and 130 steps
 
 
@@ -86,11 +86,11 @@ def test_counts_follow_the_settings() -> None:
     "changes",
     [
         {},
-        {"updates_per_rollout": 2, "scoring": "guided"},
+        {"updates_per_rollout": 2, "scoring": "conditional"},
         {"updates_per_rollout": 2, "credit": CreditConfig(source="replay"), "loss": LossConfig(beta=0)},
         {"algorithm": "grpo", "guidance": 1.0, "credit": CreditConfig(source="replay")},
     ],
-    ids=["default", "guided", "replay", "unguided"],
+    ids=["default", "conditional", "replay", "unguided"],
 )
 def test_forward_passes_are_those_of_a_real_step(
     tiny_folder: Path, reward_file: Path, tmp_path: Path, changes: dict[str, Any]

@@ -57,7 +57,9 @@ def step(processes: int, reward_file: Path, out: Path) -> None:
 
 def test_critical_tokens_train_alone_and_by_their_weight(reward_file: Path) -> None:
     """The loss of the step against a sum over the selected codes, written out."""
-    config = TrainConfig(algorithm="critical_gcpo", micro_batch_size=3, loss=LossConfig(beta=0.1))
+    config = TrainConfig(
+        algorithm="critical_gcpo", scoring="conditional", micro_batch_size=3, loss=LossConfig(beta=0.1)
+    )
     algorithm, _ = resolve_algorithm(config)
     assert algorithm.select is not None
     policy, reference = tiny_policy(), tiny_policy(seed=1).requires_grad_(False)
@@ -89,7 +91,7 @@ def test_critical_tokens_train_alone_and_by_their_weight(reward_file: Path) -> N
 
 
 def test_entropies_are_those_of_both_models(reward_file: Path) -> None:
-    config = TrainConfig(micro_batch_size=3, loss=LossConfig(entropy_reward=0.4))
+    config = TrainConfig(scoring="conditional", micro_batch_size=3, loss=LossConfig(entropy_reward=0.4))
     policy, reference = tiny_policy(), tiny_policy(seed=1).requires_grad_(False)
     rewards = RewardSet.load([RewardConfig(f"{reward_file}:bright")])
     batch = sample_batch(policy, [Prompt("blue"), Prompt("a circle")], rewards, Sampling(2), torch.Generator())
