@@ -259,6 +259,7 @@ class Trainer:
             generators(config.seed, places),
             stats=(self.required & ROLLOUT_STATS) | {"entropy"},
             need_null=bool(self.required & NULL_BRANCH),
+            batch_size=config.rollout_batch_size,
         )
         with self.accelerator.autocast():
             return self.processes.together(sample, RewardFailed)

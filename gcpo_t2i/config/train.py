@@ -183,6 +183,9 @@ class TrainConfig:
     """Sample among the k most likely codes; 0 = all."""
     top_p: float = bounded(1.0, "in (0, 1]")
     """Sample among the most likely codes that together hold this probability; 1 = all."""
+    rollout_batch_size: int | None = bounded(None, "> 0")
+    """Images of a process that are sampled at once, a multiple of group_size; null = all of a step. Fewer take less memory,
+    and the images of one part are scored while the next part is sampled, which pays where a reward waits for others."""
     scoring: Literal["conditional", "guided"] = "conditional"
     """Whose log-probability is trained: the model's under the prompt, or that of the guided mixture that sampled."""
     updates_per_rollout: int = bounded(1, "> 0")
@@ -277,6 +280,13 @@ def _check_train(config: TrainConfig) -> None:
             "group_size",
             "group_size 1 leaves no group to compare an image with, and the advantage is normalised by group; "
             "use group_size 2 or more",
+        )
+    if config.rollout_batch_size is not None and config.rollout_batch_size % config.group_size:
+        nearest = max(1, round(config.rollout_batch_size / config.group_size)) * config.group_size
+        raise ConfigError(
+            "rollout_batch_size",
+            f"rollout_batch_size {config.rollout_batch_size} is no multiple of group_size {config.group_size}, and groups "
+            f"are sampled whole; use {nearest}",
         )
     if config.loss.kl_reweight and config.loss.beta == 0:
         raise ConfigError("loss.kl_reweight", "loss.kl_reweight changes the KL term, which needs loss.beta > 0; set it")

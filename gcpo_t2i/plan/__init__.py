@@ -109,16 +109,17 @@ def cautions(config: PlanConfig, result: Plan) -> list[str]:
     if not result.fits and result.free_memory is not None:
         found.append(
             f"memory: {gigabytes(result.memory.peak)} are needed per process, {gigabytes(result.free_memory)} are free; "
-            "lower --micro_batch_size or set --gradient_checkpointing (activations), lower --prompts_per_step (cache), or set "
+            "lower --micro_batch_size or set --gradient_checkpointing (activations), lower --rollout_batch_size or "
+            "--eval.batch_size (cache), or set "
             "--loss.beta 0 (no reference) or --lora.rank (fewer trained parameters). Times were not measured"
         )
     if config.group_size == 2:
         found.append("group_size 2: the mean of two images is a poor baseline, and many pairs will have equal rewards")
-    if config.micro_batch_size > counts.images:
-        found.append(
-            f"micro_batch_size {config.micro_batch_size} is more than the {counts.images} images of a process: "
-            f"{counts.images} does the same"
-        )
+    for name in ("micro_batch_size", "rollout_batch_size"):
+        if (size := getattr(config, name) or 0) > counts.images:
+            found.append(
+                f"{name} {size} is more than the {counts.images} images of a process: {counts.images} does the same"
+            )
     if config.processes > 1 and result.device == "cpu":
         found.append("processes: on one CPU they share its cores and its memory, and take longer than is said here")
     kept = counts.checkpoints if config.keep_last is None else min(counts.checkpoints, config.keep_last + 1)

@@ -120,7 +120,7 @@ class Memory:
             optimizer=2 * FLOAT * learning,
             cache=cache_bytes(sizes, max(counts.rows, eval_rows), prefix, precision, grows=not on_gpu),
             engine=engine_bytes(sizes, precision),
-            image_decoder=image_bytes(sizes, max(counts.images, config.eval.batch_size)),
+            image_decoder=image_bytes(sizes, max(counts.at_once, config.eval.batch_size)),
             log_probs=log_prob_bytes(sizes, counts.images),
             logits=logit_bytes(sizes, batch),
             activations=activation_bytes(sizes, batch, prefix, precision),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -117,9 +118,7 @@ def measure(
         small = sample_batch(policy, few, rewards, one, generator, stats, need_null=counts.branches == 2)
         prefix, eval_rows = small.cond.trimmed().mask.shape[1], min(config.eval.batch_size, counts.eval_images)
         how = Choice(config.guidance, config.temperature, config.top_k, config.top_p)
-        rollout = decoding_seconds(
-            policy, prefix, counts.prompts, config.group_size, counts.branches, replace(how, stats=stats), watch
-        )
+        rollout = rollout_seconds(config, counts, policy, prefix, replace(how, stats=stats), watch)
         evaluate = decoding_seconds(policy, prefix, eval_rows, 1, counts.eval_branches, how, watch)
         many = cycled(small, min(counts.images, CHUNK)).rollout.tokens
         decode = watch.median(lambda: policy.decode(many)) / len(many)
@@ -146,6 +145,17 @@ def required_stats(config: PlanConfig) -> frozenset[str]:
 def cycled(batch: Batch, images: int) -> Batch:
     """As many images, one per prompt, by repeating those of `batch` in turns."""
     return batch.groups([index % len(batch.prompts) for index in range(images)])
+
+
+def rollout_seconds(
+    config: PlanConfig, counts: Counts, policy: Any, prefix: int, how: Choice, watch: Stopwatch
+) -> float:
+    """Of all parts in which the images of a step are sampled: whole ones, and the last."""
+    group, count = config.group_size, Counter([counts.at_once] * (counts.parts - 1) + [counts.last_part])
+    return sum(
+        number * decoding_seconds(policy, prefix, images // group, group, counts.branches, how, watch)
+        for images, number in count.items()
+    )
 
 
 def decoding_seconds(
