@@ -17,6 +17,13 @@ from gcpo_t2i.overlap import overlapped
 from gcpo_t2i.processes import ALONE, Processes
 from gcpo_t2i.scoring import RewardSet, Scores
 
+ROLLOUT_TENSORS = frozenset({"cond_logp", "null_logp"})
+ROLLOUT_STATS = frozenset({"exact_kl", "js", "entropy"})  # computed while sampling, on request
+GROUP_TENSORS = frozenset({"advantage", "code_vectors"})  # known once the samples of a group are
+NULL_BRANCH = frozenset({"null_logp", "exact_kl", "js"})  # what only a rollout with both branches knows
+REPLAYED = NULL_BRANCH | {"cond_logp"}  # what is another under the policy of a later update
+MAX_ROUNDS = 3  # of sampling for one step, where an algorithm replaces groups without signal
+
 
 @dataclass(frozen=True)
 class Sampling:

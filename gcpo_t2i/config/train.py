@@ -190,8 +190,9 @@ class TrainConfig:
     """Whose log-probability is trained: the model's under the prompt, or that of the guided mixture that sampled."""
     updates_per_rollout: int = bounded(1, "> 0")
     """Optimizer updates on each batch of images."""
-    micro_batch_size: int = bounded(16, "> 0")
-    """Images per forward and backward pass; changes memory and speed, not the gradient."""
+    micro_batch_size: int | Literal["auto"] = bounded(16, "> 0")
+    """Images per forward and backward pass; changes memory and speed, not the gradient. auto = the largest power of two for
+    which there is memory at the start, at most 16 on a CPU; the run's config.yaml holds the number."""
     gradient_checkpointing: bool = False
     """Keep of each layer of the trunk only its input for the backward pass, and compute the rest again: much less memory,
     about a third more time per update, the same gradient."""
@@ -223,6 +224,12 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def micro_batch(self) -> int:
+        """`micro_batch_size` as the number that it is once a run has begun."""
+        assert isinstance(self.micro_batch_size, int)
+        return self.micro_batch_size
 
     def check(self) -> None:
         _check_train(self)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import PlanConfig, resolve_algorithm, share_of_prompts
 from gcpo_t2i.models.sizes import Sizes
-from gcpo_t2i.train import MAX_ROUNDS, NULL_BRANCH, REPLAYED
+from gcpo_t2i.rollout import MAX_ROUNDS, NULL_BRANCH, REPLAYED
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Counts:
     branches: int  # 2 where the null prompt runs along while sampling
     eval_branches: int
     rounds: int  # of sampling per step at most: more than 1 where groups without signal are replaced
+    micro_batch: int  # images per forward and backward pass
     micro_batches: int  # per update
     last_micro_batch: int  # images in the last one, which may be smaller
     updates: int  # per step
@@ -59,7 +60,8 @@ class Counts:
         required = needs(algorithm, settings, config.loss.beta, config.loss.entropy_reward)
         guided, has_null = config.guidance != 1.0, bool(required & NULL_BRANCH)
         prompts = share_of_prompts(config.prompts_per_step, config.processes)
-        images, micro, updates = prompts * config.group_size, config.micro_batch_size, config.updates_per_rollout
+        images, updates = prompts * config.group_size, config.updates_per_rollout
+        micro = min(config.micro_batch, images)
         micro_batches = -(-images // micro)
         at_once = min(config.rollout_batch_size or images, images)
         parts = -(-images // at_once)
@@ -78,6 +80,7 @@ class Counts:
             branches=2 if guided or has_null else 1,
             eval_branches=2 if guided else 1,
             rounds=MAX_ROUNDS if algorithm.keep else 1,
+            micro_batch=micro,
             micro_batches=micro_batches,
             last_micro_batch=images - (micro_batches - 1) * micro,
             updates=updates,

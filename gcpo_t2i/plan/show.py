@@ -77,8 +77,8 @@ def _table(title: str, *columns: str) -> Table:
 
 def _batch_table(config: PlanConfig, counts: Counts) -> Table:
     table = _table("A step" + (", per process" if config.processes > 1 else ""), "", "", "")
-    micro = min(config.micro_batch_size, counts.images)
-    smaller = f", the last of {counts.last_micro_batch}" if counts.last_micro_batch != micro else ""
+    smaller = f", the last of {counts.last_micro_batch}" if counts.last_micro_batch != counts.micro_batch else ""
+    chosen = " (auto)" if config.micro_batch_size == "auto" else ""
     fewer = f", the last of {counts.last_part}" if counts.last_part != counts.at_once else ""
     rows = [
         ("images", counts.images, f"{counts.prompts} prompts × {config.group_size}"),
@@ -89,7 +89,7 @@ def _batch_table(config: PlanConfig, counts: Counts) -> Table:
             f"of {counts.at_once} images{fewer}",
         ),
         ("rows that decode at once", counts.rows, f"{counts.at_once} images × {counts.branches} branches"),
-        ("micro-batches per update", counts.micro_batches, f"of {micro}{smaller}"),
+        ("micro-batches per update", counts.micro_batches, f"of {counts.micro_batch}{smaller}{chosen}"),
         ("optimizer updates", counts.updates, ""),
         ("forward passes", counts.forward_passes, "of which"),
         ("  sampling", counts.parts * counts.positions, f"a position of {counts.rows} rows each"),

@@ -36,10 +36,9 @@ from gcpo_t2i.models.vq import CHUNK
 from gcpo_t2i.plan.counts import Counts
 from gcpo_t2i.plan.machine import nearest_folder
 from gcpo_t2i.plan.memory import FLOAT
-from gcpo_t2i.rollout import Batch, Sampling, replay, sample_batch
+from gcpo_t2i.rollout import ROLLOUT_STATS, Batch, Sampling, replay, sample_batch
 from gcpo_t2i.run import starting_model
 from gcpo_t2i.scoring import RewardSet
-from gcpo_t2i.train import ROLLOUT_STATS
 from gcpo_t2i.update import Updater
 
 SAMPLES = 8  # images of the rollout that is made in full
@@ -219,7 +218,7 @@ def update_seconds(
     algorithm, _ = resolve_algorithm(config)
     reference = starting_model(policy, adapters) if counts.reference_passes else None
     update = Updater(policy, reference, config, algorithm, accelerator)
-    batch = cycled(small, min(config.micro_batch_size, counts.images))
+    batch = cycled(small, counts.micro_batch)
     images = len(batch.prompts)
     zeros = torch.zeros(images, device=accelerator.device)
     credit = torch.ones_like(batch.rollout.cond_logp)
