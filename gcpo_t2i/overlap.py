@@ -19,11 +19,17 @@ def overlapped(
 ) -> tuple[list[T], list[U], float]:
     """`make` of every part, `use` of each of these, both in turn, and the seconds for which there was only `use` to wait for.
 
-    While a part is made on `device`, a thread uses the one before it, without gradient; what is made must be finished by
-    then, not merely queued. The last part is used by the caller's own thread: one part needs no other. An error of `use`
-    is raised here, when the part that is being made is done.
+    While a part is made on `device`, a thread uses the one before it, without gradient. The last part is used by the caller's
+    own thread: one part needs no other. An error of `use` is raised here, when the part that is being made is done.
     """
-    made, used, waited = [make(parts[0])], [], 0.0
+
+    def finished(part: P) -> T:
+        result = make(part)
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # another stream would read what is not there yet
+        return result
+
+    made, used, waited = [finished(parts[0])], [], 0.0
 
     def wait(result: Callable[[], U]) -> None:
         nonlocal waited
@@ -34,7 +40,7 @@ def overlapped(
     with ThreadPoolExecutor(1) as worker:  # starts its thread with the first call
         for part in parts[1:]:
             pending = worker.submit(_beside, device, use, made[-1])
-            made.append(make(part))
+            made.append(finished(part))
             wait(pending.result)
     wait(lambda: use(made[-1]))
     return made, used, waited

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.data import Prompt
+from gcpo_t2i.models.pictures import join_pictures
 from gcpo_t2i.models.policy import Condition, Generators, Policy, Rollout
 from gcpo_t2i.overlap import overlapped
 from gcpo_t2i.processes import ALONE, Processes
@@ -48,7 +49,7 @@ class Batch:
     cond: Condition  # P rows
     null: Condition | None  # P rows
     rollout: Rollout  # B rows
-    images: list[Image.Image]  # B
+    images: Sequence[Image.Image]  # B
     scores: Scores  # name → B scores
     rewards: Tensor  # (P, G) float32, the weighted sum
     seconds: dict[str, float]  # "rollout" and "reward", wall clock
@@ -108,7 +109,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         cond=Condition.cat([batch.cond for batch in batches]),
         null=None if first.null is None else Condition.cat([batch.null for batch in batches if batch.null is not None]),
         rollout=_join_rollouts([batch.rollout for batch in batches]),
-        images=[image for batch in batches for image in batch.images],
+        images=join_pictures([batch.images for batch in batches]),
         scores=_join_scores([batch.scores for batch in batches]),
         rewards=torch.cat([batch.rewards for batch in batches]),
         success=None if first.success is None else torch.cat([b.success for b in batches if b.success is not None]),
@@ -185,7 +186,7 @@ def sample_batch(
     cond, null = conditions(policy, prompts, with_null=need_null or sampling.guidance != 1.0)
     share = len(prompts) if batch_size is None else max(1, batch_size // group)
 
-    def sampled(part: slice) -> tuple[Rollout, list[Image.Image], list[Prompt]]:
+    def sampled(part: slice) -> tuple[Rollout, Sequence[Image.Image], list[Prompt]]:
         draws = (
             generator if isinstance(generator, torch.Generator) else generator[part.start * group : part.stop * group]
         )
@@ -199,7 +200,7 @@ def sample_batch(
     right = rewards.successes(scores)
     success = None if right is None else torch.tensor(right).view_as(totals)
     seconds = {"rollout": time.perf_counter() - start - waited, "reward": waited}
-    rollout, images = _join_rollouts([own for own, *_ in made]), [image for _, own, _ in made for image in own]
+    rollout, images = _join_rollouts([own for own, *_ in made]), join_pictures([own for _, own, _ in made])
     return Batch(list(prompts), cond, null, rollout, images, scores, totals, seconds, success)
 
 
