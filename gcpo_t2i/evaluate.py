@@ -89,7 +89,7 @@ def evaluate(
             part = list(prompts[start : start + batch_size])
             draws = generators(seed, [(start + i, 0) for i in range(len(part))])
             batch = sample_batch(policy, part, rewards, sampling, draws, need_null=False)
-            own[start] = batch.scores, batch.images
+            own[start] = batch.scores, list(batch.images)  # off the device: all images of an evaluation are kept
 
     for turn in range(0, len(starts), processes.count):
         mine = turn + processes.index

@@ -23,7 +23,7 @@ from gcpo_t2i.config import ConfigError, EvaluationConfig, TrainConfig, suggest,
 from gcpo_t2i.errors import UserError, did_you_mean
 from gcpo_t2i.yaml_files import Loader, read_yaml, to_yaml
 
-METAVARS = {"an int": "N", "a number": "X", "a string": "TEXT"}
+METAVARS = {"an int": "N", "an int or auto": "N", "a number": "X", "a string": "TEXT"}
 
 EXPLANATION = """\
 Options are given as --key value, nested ones as --key.sub value, yes/no ones as --key alone. The same keys
@@ -284,7 +284,7 @@ def _describe(annotation: Any) -> str:
         case origin if origin in (Union, UnionType):
             return " or ".join(_describe(option) for option in arguments)
         case origin if origin is Literal:
-            return f"one of {', '.join(arguments)}"
+            return f"one of {', '.join(arguments)}" if len(arguments) > 1 else arguments[0]
         case origin if origin is tuple:
             return f"a list of {len(arguments)} numbers"
         case origin if origin is list and (item := _item_class(annotation)):

@@ -19,6 +19,7 @@ FREE = (
 INEXACT = {
     "steps": "the learning rates of a cosine schedule depend on it",
     "micro_batch_size": "sums are rounded in another order",
+    "rollout_batch_size": "sums are rounded in another order",
     "device": "another device rounds differently",
     "dtype": "another precision rounds differently",
 }

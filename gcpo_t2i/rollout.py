@@ -12,9 +12,18 @@ from torch import Tensor
 
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.data import Prompt
+from gcpo_t2i.models.pictures import join_pictures
 from gcpo_t2i.models.policy import Condition, Generators, Policy, Rollout
+from gcpo_t2i.overlap import overlapped
 from gcpo_t2i.processes import ALONE, Processes
 from gcpo_t2i.scoring import RewardSet, Scores
+
+ROLLOUT_TENSORS = frozenset({"cond_logp", "null_logp"})
+ROLLOUT_STATS = frozenset({"exact_kl", "js", "entropy"})  # computed while sampling, on request
+GROUP_TENSORS = frozenset({"advantage", "code_vectors"})  # known once the samples of a group are
+NULL_BRANCH = frozenset({"null_logp", "exact_kl", "js"})  # what only a rollout with both branches knows
+REPLAYED = NULL_BRANCH | {"cond_logp"}  # what is another under the policy of a later update
+MAX_ROUNDS = 3  # of sampling for one step, where an algorithm replaces groups without signal
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Batch:
     cond: Condition  # P rows
     null: Condition | None  # P rows
     rollout: Rollout  # B rows
-    images: list[Image.Image]  # B
+    images: Sequence[Image.Image]  # B
     scores: Scores  # name → B scores
     rewards: Tensor  # (P, G) float32, the weighted sum
     seconds: dict[str, float]  # "rollout" and "reward", wall clock
@@ -95,27 +104,36 @@ def join(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return first
 
-    def joined(name: str) -> Tensor:
-        return torch.cat([getattr(batch.rollout, name) for batch in batches])
-
-    rollout = Rollout(
-        joined("tokens"),
-        joined("cond_logp"),
-        None if first.rollout.null_logp is None else joined("null_logp"),
-        joined("sample_logp"),
-        {name: torch.cat([batch.rollout.stats[name] for batch in batches]) for name in first.rollout.stats},
-    )
     return Batch(
         prompts=[prompt for batch in batches for prompt in batch.prompts],
         cond=Condition.cat([batch.cond for batch in batches]),
         null=None if first.null is None else Condition.cat([batch.null for batch in batches if batch.null is not None]),
-        rollout=rollout,
-        images=[image for batch in batches for image in batch.images],
-        scores={name: [score for batch in batches for score in batch.scores[name]] for name in first.scores},
+        rollout=_join_rollouts([batch.rollout for batch in batches]),
+        images=join_pictures([batch.images for batch in batches]),
+        scores=_join_scores([batch.scores for batch in batches]),
         rewards=torch.cat([batch.rewards for batch in batches]),
         success=None if first.success is None else torch.cat([b.success for b in batches if b.success is not None]),
         seconds={key: sum(batch.seconds[key] for batch in batches) for key in first.seconds},
     )
+
+
+def _join_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
+    first = rollouts[0]
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(rollout, name) for rollout in rollouts])
+
+    return Rollout(
+        joined("tokens"),
+        joined("cond_logp"),
+        None if first.null_logp is None else joined("null_logp"),
+        joined("sample_logp"),
+        {name: torch.cat([rollout.stats[name] for rollout in rollouts]) for name in first.stats},
+    )
+
+
+def _join_scores(parts: Sequence[Scores]) -> Scores:
+    return {name: [score for scores in parts for score in scores[name]] for name in parts[0]}
 
 
 def conditions(policy: Policy, prompts: Sequence[Prompt], with_null: bool = True) -> tuple[Condition, Condition | None]:
@@ -156,21 +174,33 @@ def sample_batch(
     generator: Generators,
     stats: Collection[str] = (),
     need_null: bool = True,
+    batch_size: int | None = None,
 ) -> Batch:
     """Samples G images of each of P prompts, decodes and scores them.
 
-    The null branch runs where guidance or the credit (`need_null`) asks for it. UserError from the rewards.
+    At once, or as many whole groups at a time as make `batch_size` images: the rewards then score one part while the next is
+    sampled, and of their time "reward" is only what was waited for. The null branch runs where guidance or the credit
+    (`need_null`) asks for it. UserError from the rewards.
     """
-    start = time.perf_counter()
+    start, group = time.perf_counter(), sampling.group
     cond, null = conditions(policy, prompts, with_null=need_null or sampling.guidance != 1.0)
-    rollout = draw(policy, cond, null, sampling, generator, stats)
-    images = policy.decode(rollout.tokens)
-    sampled = time.perf_counter()
-    scores = rewards.score(images, [prompt for prompt in prompts for _ in range(sampling.group)])
-    totals = torch.tensor(rewards.total(scores), dtype=torch.float32).view(len(prompts), sampling.group)
+    share = len(prompts) if batch_size is None else max(1, batch_size // group)
+
+    def sampled(part: slice) -> tuple[Rollout, Sequence[Image.Image], list[Prompt]]:
+        draws = (
+            generator if isinstance(generator, torch.Generator) else generator[part.start * group : part.stop * group]
+        )
+        rollout = draw(policy, cond[part], None if null is None else null[part], sampling, draws, stats)
+        return rollout, policy.decode(rollout.tokens), [prompt for prompt in prompts[part] for _ in range(group)]
+
+    parts = [slice(first, first + share) for first in range(0, len(prompts), share)]
+    made, scored, waited = overlapped(parts, sampled, lambda part: rewards.score(*part[1:]), cond.mask.device)
+    scores = _join_scores(scored)
+    totals = torch.tensor(rewards.total(scores), dtype=torch.float32).view(len(prompts), group)
     right = rewards.successes(scores)
     success = None if right is None else torch.tensor(right).view_as(totals)
-    seconds = {"rollout": sampled - start, "reward": time.perf_counter() - sampled}
+    seconds = {"rollout": time.perf_counter() - start - waited, "reward": waited}
+    rollout, images = _join_rollouts([own for own, *_ in made]), join_pictures([own for _, own, _ in made])
     return Batch(list(prompts), cond, null, rollout, images, scores, totals, seconds, success)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 from gcpo_t2i import checkpoint, sharding
 from gcpo_t2i.algo.credit import top_mass
 from gcpo_t2i.algo.rows import needs
-from gcpo_t2i.config import OptimConfig, TrainConfig, resolve_algorithm
+from gcpo_t2i.config import TrainConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, repeated
 from gcpo_t2i.edits import Edits
 from gcpo_t2i.errors import Stopped, UserError, everywhere
@@ -27,23 +26,31 @@ from gcpo_t2i.files import cannot_write
 from gcpo_t2i.lifeline import Lifeline
 from gcpo_t2i.metrics import sample_metrics, timing
 from gcpo_t2i.monitor import Watch, watched_rewards
+from gcpo_t2i.plan.fit import settle_micro_batch
 from gcpo_t2i.processes import Processes
 from gcpo_t2i.report import Report
 from gcpo_t2i.resume import settings_as_json
-from gcpo_t2i.rollout import Batch, Sampling, collect, credit_tensors, replay, sample_batch
+from gcpo_t2i.rollout import (
+    GROUP_TENSORS,
+    MAX_ROUNDS,
+    NULL_BRANCH,
+    REPLAYED,
+    ROLLOUT_STATS,
+    ROLLOUT_TENSORS,
+    Batch,
+    Sampling,
+    collect,
+    credit_tensors,
+    replay,
+    sample_batch,
+)
 from gcpo_t2i.run import Run, load_to_train, make_accelerator, open_run, starting_model
 from gcpo_t2i.scoring import RewardFailed, RewardSet, scored_name
 from gcpo_t2i.seeds import generators
 from gcpo_t2i.stopping import Stopping
-from gcpo_t2i.update import Metrics, Updater
+from gcpo_t2i.update import Metrics, Updater, learning_rate
 from gcpo_t2i.yaml_files import save_config
 
-ROLLOUT_TENSORS = frozenset({"cond_logp", "null_logp"})
-ROLLOUT_STATS = frozenset({"exact_kl", "js", "entropy"})  # computed while sampling, on request
-GROUP_TENSORS = frozenset({"advantage", "code_vectors"})  # known once the samples of a group are
-NULL_BRANCH = frozenset({"null_logp", "exact_kl", "js"})  # what only a rollout with both branches knows
-REPLAYED = NULL_BRANCH | {"cond_logp"}  # what is another under the policy of a later update
-MAX_ROUNDS = 3  # of sampling for one step, where an algorithm replaces groups without signal
 CREDIT = 1  # sets a credit's random numbers apart from those of images
 MAX_BAD_STEPS = 5  # in a row without a finite loss
 
@@ -137,6 +144,7 @@ class Trainer:
         self.rewards.check(prompts)
         self.eval_rewards.check(self.held_out)
         self.watch = Watch(watched_rewards(config, self.eval_rewards, str(device)), config.monitor.images)
+        settle_micro_batch(config, device, self.processes, sharded)
         self.policy, self.adapters = load_to_train(config, device)
         self.required = needs(self.algorithm, self.credit_settings, config.loss.beta, config.loss.entropy_reward)
         if strange := self.required - ROLLOUT_TENSORS - ROLLOUT_STATS - GROUP_TENSORS - {"ref_logp"}:
@@ -259,6 +267,7 @@ class Trainer:
             generators(config.seed, places),
             stats=(self.required & ROLLOUT_STATS) | {"entropy"},
             need_null=bool(self.required & NULL_BRANCH),
+            batch_size=config.rollout_batch_size,
         )
         with self.accelerator.autocast():
             return self.processes.together(sample, RewardFailed)
@@ -269,7 +278,7 @@ class Trainer:
         rule, mask = self.algorithm.credit, batch.mask
         if self.config.credit.source == "replay" and rule.needs(self.credit_settings) & REPLAYED:
             with self.accelerator.autocast():
-                batch = replay(self.policy, batch, self.config.micro_batch_size, self.config.temperature)
+                batch = replay(self.policy, batch, self.config.micro_batch, self.config.temperature)
         draws = generators(
             self.config.seed, [(self.state.step, first * batch.group + i, CREDIT) for i in range(len(mask))]
         )
@@ -304,16 +313,6 @@ def among_all(advantage: Callable[[Tensor], Tensor], batch: Batch, processes: Pr
     first = sum(map(len, groups[: processes.index]))
     shared = advantage(torch.cat(groups))[first : first + len(own)]
     return torch.zeros_like(batch.rewards) if batch.idle else shared, first
-
-
-def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Linear warm-up over `warmup_steps`, then constant, or a cosine that ends at 0 after the last step."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
-    if config.schedule == "constant":
-        return config.learning_rate
-    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def check_applicable(rewards: Iterable[str], seen: Metrics, prompts: Sequence[Prompt]) -> None:

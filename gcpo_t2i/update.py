@@ -13,7 +13,7 @@ from torch import Tensor
 from gcpo_t2i import sharding
 from gcpo_t2i.algo.loss import policy_loss, token_weights
 from gcpo_t2i.algo.rows import Algorithm
-from gcpo_t2i.config import TrainConfig
+from gcpo_t2i.config import OptimConfig, TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models.lora import trainable
 from gcpo_t2i.models.policy import Policy
@@ -117,7 +117,7 @@ class Updater:
 
     def _micro_batches(self, tokens: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """Rows, and whether they count: where layers are sharded, all processes must make the same number of passes."""
-        parts = torch.arange(len(tokens), device=tokens.device).split(self.config.micro_batch_size)
+        parts = torch.arange(len(tokens), device=tokens.device).split(self.config.micro_batch)
         passes = max(self.processes.gather(len(parts))) if self.sharded else len(parts)
         for number in range(passes):
             yield (parts[number], True) if number < len(parts) else (parts[-1], False)
@@ -186,3 +186,13 @@ class Updater:
         """To be called when the policy's weights were set from outside."""
         if self.sharded:
             sharding.copy_to(self.parameters, self.weights)
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """Linear warm-up over `warmup_steps`, then constant, or a cosine that ends at 0 after the last step."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

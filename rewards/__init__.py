@@ -5,7 +5,8 @@
 with one score per image; None says "does not apply to this sample". `columns` are the prompts' own fields, one entry
 per image, and a function gets those that it has parameters for. A class is made with its settings, then called so.
 A reward may declare `range = (low, high)` as an attribute; scores outside of it are then errors. And `success = least`:
-an image with this score or more is right, which algorithms ask for that learn from groups in which all failed.
+an image with this score or more is right, which algorithms ask for that learn from groups in which all failed. And
+`takes_pixels = True`: it then gets, in place of the list, uint8 pixels (N, 3, h, w) on the device that they were made on.
 
     reward = load_reward("geneval", score="dense")         # built in: see BUILT_IN
     reward = load_reward("my/folder/brightness.py:score")  # or "pkg.module:name"
@@ -118,7 +119,23 @@ def score(
     scores, something that is not a number, NaN or infinity, or a value outside its declared range.
     """
     accepted = _accepted(reward, columns or {})
+    if getattr(reward.fn, "takes_pixels", False):
+        return _scores_of_pixels(reward, images, prompts, accepted)
     return _checked(reward, _called(reward, reward.fn, list(images), list(prompts), **accepted), len(images))
+
+
+def _scores_of_pixels(
+    reward: Reward, images: Sequence[Any], prompts: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> list[float | None]:
+    """In one call for all images of one size."""
+    from rewards.pixels import by_size
+
+    found: dict[int, float | None] = {}
+    for places, pixels in by_size(images):
+        own = {name: [values[place] for place in places] for name, values in columns.items()}
+        values = _called(reward, reward.fn, pixels, [prompts[place] for place in places], **own)
+        found |= zip(places, _checked(reward, values, len(places)), strict=True)
+    return [found[place] for place in range(len(images))]
 
 
 def judge(

@@ -11,15 +11,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import ClassVar
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gcpo_t2i.shapes import checkpoint_path
-from rewards.clip import default_device, encoder
+from rewards.clip import Images, default_device, encoder
 from rewards.errors import RewardError
 
 LAION_CLIP = ("ViT-L-14", "openai")
@@ -103,6 +103,8 @@ class Aesthetic:
     model, pretrained: the CLIP model it was trained on; by default ViT-L-14 of OpenAI for LAION's file, else the shipped one.
     """
 
+    takes_pixels: ClassVar = True
+
     def __init__(
         self,
         head: str | Path | None = None,
@@ -125,5 +127,5 @@ class Aesthetic:
             )
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        return self.head(self.encoder.encode_images(images)).tolist() if images else []
+    def __call__(self, images: Images, prompts: Sequence[str]) -> list[float]:
+        return self.head(self.encoder.encode_images(images)).tolist() if len(images) else []

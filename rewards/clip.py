@@ -24,6 +24,8 @@ from rewards.errors import RewardError
 
 _MAX_CACHED_TEXTS = 50_000
 
+Images = Sequence[Image.Image] | Tensor  # or uint8 pixels (N, 3, h, w)
+
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,7 +76,7 @@ class Encoder:
         self.batch_size = batch_size
         self._texts: dict[str, Tensor] = {}
 
-    def image_features(self, images: list[Image.Image]) -> Tensor:
+    def image_features(self, images: Images) -> Tensor:
         raise NotImplementedError
 
     def text_features(self, texts: list[str]) -> Tensor:
@@ -85,10 +87,10 @@ class Encoder:
         return self.encode_texts(["a"]).shape[1]
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+    def encode_images(self, images: Images) -> Tensor:
         """N images → (N, D) on the model's device."""
         starts = range(0, len(images), self.batch_size)
-        batches = [self.image_features(list(images[start : start + self.batch_size])) for start in starts]
+        batches = [self.image_features(images[start : start + self.batch_size]) for start in starts]
         return F.normalize(torch.cat(batches).float(), dim=-1)
 
     @torch.no_grad()
@@ -103,9 +105,9 @@ class Encoder:
             self._texts.update(zip(chunk, features, strict=True))
         return torch.stack([self._texts[text] for text in texts])
 
-    def cosines(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+    def cosines(self, images: Images, texts: Sequence[str]) -> Tensor:
         """N images and their N texts → (N,), in [-1, 1]."""
-        if not images:
+        if len(images) == 0:
             return torch.zeros(0)
         return (self.encode_images(images) * self.encode_texts(texts)).sum(dim=-1).clamp(-1.0, 1.0)
 
@@ -132,9 +134,20 @@ class ClipEncoder(Encoder):
             ) from error
         self.model, self.preprocess = built
         self.model.eval().requires_grad_(False)
+        edge = self.model.visual.image_size
+        self.size = (edge, edge) if isinstance(edge, int) else tuple(edge)
+        self.normalize = self.preprocess.transforms[-1]  # the last of open_clip's steps takes tensors
 
-    def image_features(self, images: list[Image.Image]) -> Tensor:
-        return self.model.encode_image(torch.stack([self.preprocess(image) for image in images]).to(self.device))
+    def image_features(self, images: Images) -> Tensor:
+        return self.model.encode_image(self.prepared(images))
+
+    def prepared(self, images: Images) -> Tensor:
+        """(N, 3, h, w) as the model takes them, on its device. Pixels of the size that it takes are not touched by PIL."""
+        if isinstance(images, Tensor) and tuple(images.shape[-2:]) == self.size:
+            return self.normalize(images.to(self.device).float() / 255)
+        if isinstance(images, Tensor):
+            images = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+        return torch.stack([self.preprocess(image) for image in images]).to(self.device)
 
     def text_features(self, texts: list[str]) -> Tensor:
         return self.model.encode_text(self.tokenizer(texts).to(self.device))
@@ -150,11 +163,12 @@ class Clip:
     """Cosine of image and prompt features. Settings as in `ClipEncoder`; device: cuda if there is one, by default."""
 
     range: ClassVar = (-1.0, 1.0)
+    takes_pixels: ClassVar = True
 
     def __init__(
         self, model: str = "shapesworld", pretrained: str | None = None, batch_size: int = 64, device: str | None = None
     ) -> None:
         self.encoder = encoder(model, pretrained, device or default_device(), batch_size)
 
-    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+    def __call__(self, images: Images, prompts: Sequence[str]) -> list[float]:
         return self.encoder.cosines(images, prompts).tolist()

@@ -157,6 +157,11 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         "success_reward: 'nan' is not a number",
     ),
     "tag that is not there": (lambda p: p.train("--train_mix", '{"a": 1}'), "train_mix {'a': 1} must give a number"),
+    "parts that cut a group": (
+        lambda p: p.train("--group_size", "8", "--rollout_batch_size", "12"),
+        "rollout_batch_size 12 is no multiple of group_size 8, and groups are sampled whole; use 16",
+    ),
+    "parts smaller than a group": (lambda p: p.train("--group_size", "8", "--rollout_batch_size", "3"), "whole; use 8"),
     "device that is not there": (lambda p: p.train("--device", "cuda:77"), "device 'cuda:77' is not there"),
     "tracker that is unknown": (lambda p: p.train("--log.report_to", "[mlflow]"), "report_to"),
     # --- settings files

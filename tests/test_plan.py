@@ -82,15 +82,29 @@ def test_counts_follow_the_settings() -> None:
     assert Counts.of(PlanConfig(algorithm="dapo"), EMBEDDED).rounds == 3
 
 
+def test_a_step_that_is_sampled_in_parts_by_hand() -> None:
+    config = PlanConfig(rollout_batch_size=24)
+    counts, whole = Counts.of(config, EMBEDDED), of(PlanConfig(), CUDA)
+    assert (counts.images, counts.at_once, counts.parts, counts.last_part, counts.rows) == (64, 24, 3, 16, 48)
+    assert counts.forward_passes == 3 * 144 + 4 + 4 + 2 * 4
+    assert of(config, CUDA).cache * 128 == whole.cache * 120  # that of an evaluation, 60 images at once
+    fewer = replace(config, eval=EvalConfig(batch_size=8))
+    assert of(fewer, CUDA).cache * 128 == whole.cache * 48
+    assert of(fewer, CUDA).log_probs == whole.log_probs
+    more = Counts.of(PlanConfig(rollout_batch_size=128), EMBEDDED)
+    assert (more.at_once, more.parts, more.last_part) == (64, 1, 64)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {},
+        {"rollout_batch_size": 4},
         {"updates_per_rollout": 2, "scoring": "conditional"},
         {"updates_per_rollout": 2, "credit": CreditConfig(source="replay"), "loss": LossConfig(beta=0)},
         {"algorithm": "grpo", "guidance": 1.0, "credit": CreditConfig(source="replay")},
     ],
-    ids=["default", "conditional", "replay", "unguided"],
+    ids=["default", "in parts", "conditional", "replay", "unguided"],
 )
 def test_forward_passes_are_those_of_a_real_step(
     tiny_folder: Path, reward_file: Path, tmp_path: Path, changes: dict[str, Any]
@@ -330,6 +344,7 @@ def test_scaling_where_everything_takes_one_second(
     assert times.replay == pytest.approx(2 * 8 / 3)  # 3 images were scored again
     assert times.evaluation == pytest.approx(times.rollout + 6 / 8 + 6 / 2)  # its one batch is 6 images
     assert times.checkpoint == pytest.approx(1)
+    assert planned(replace(config, prompts_per_step=3, rollout_batch_size=8)).rollout == 2 * 16  # parts of 8 and 4
 
 
 def planned(config: PlanConfig) -> Times:
@@ -370,7 +385,8 @@ def test_warnings() -> None:
     assert warned() == ""
     assert "group_size 2" in warned(group_size=2)
     assert "more than the 64 images of a process: 64 does the same" in warned(micro_batch_size=65)
-    assert warned(micro_batch_size=64) == ""
+    assert warned(micro_batch_size=64, rollout_batch_size=64) == ""
+    assert "rollout_batch_size 72 is more than the 64 images" in warned(rollout_batch_size=72)
     assert "share its cores" in warned(processes=2)
     needed = of(PlanConfig(), CPU).peak
     assert warned(free=needed) == "" and "lower --micro_batch_size" in warned(free=needed - 1)

@@ -15,7 +15,7 @@ from gcpo_t2i.algo.rows import ROWS
 from gcpo_t2i.cli import main
 from gcpo_t2i.config import OptimConfig
 from gcpo_t2i.metrics import diversity
-from gcpo_t2i.train import learning_rate
+from gcpo_t2i.update import learning_rate
 from tests.tiny import train_command
 
 TIMES = {

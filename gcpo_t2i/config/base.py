@@ -23,7 +23,7 @@ BOUNDS = {
 
 
 def bounded(default: T, bound: str) -> T:
-    """A dataclass field with a default and a bound, one of `BOUNDS`, that `validate` enforces on it (None passes)."""
+    """A dataclass field with a default and a bound, one of `BOUNDS`, that `validate` enforces on it (None and words pass)."""
     return field(default=default, metadata={"bound": bound})
 
 
@@ -57,7 +57,7 @@ class Checked(Protocol):
 def validate(config: Any) -> None:
     """Raises ConfigError for the first setting, or combination of settings, that no command could work with."""
     for key, value, bound in _bounded_values(config):
-        if value is not None and not (math.isfinite(value) and BOUNDS[bound](value)):
+        if not (value is None or isinstance(value, str) or (math.isfinite(value) and BOUNDS[bound](value))):
             raise ConfigError(key, f"{key} must be {bound}, not {value}")
     if isinstance(config, Checked):
         config.check()

@@ -183,12 +183,16 @@ class TrainConfig:
     """Sample among the k most likely codes; 0 = all."""
     top_p: float = bounded(1.0, "in (0, 1]")
     """Sample among the most likely codes that together hold this probability; 1 = all."""
+    rollout_batch_size: int | None = bounded(None, "> 0")
+    """Images of a process that are sampled at once, a multiple of group_size; null = all of a step. Fewer take less memory,
+    and the images of one part are scored while the next part is sampled, which pays where a reward waits for others."""
     scoring: Literal["guided", "conditional"] = "guided"
     """Whose log-probability is trained: that of the guided mixture that sampled, or the model's under the prompt."""
     updates_per_rollout: int = bounded(1, "> 0")
     """Optimizer updates on each batch of images."""
-    micro_batch_size: int = bounded(16, "> 0")
-    """Images per forward and backward pass; changes memory and speed, not the gradient."""
+    micro_batch_size: int | Literal["auto"] = bounded(16, "> 0")
+    """Images per forward and backward pass; changes memory and speed, not the gradient. auto = the largest power of two for
+    which there is memory at the start, at most 16 on a CPU; the run's config.yaml holds the number."""
     gradient_checkpointing: bool = False
     """Keep of each layer of the trunk only its input for the backward pass, and compute the rest again: much less memory,
     about a third more time per update, the same gradient."""
@@ -220,6 +224,12 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def micro_batch(self) -> int:
+        """`micro_batch_size` as the number that it is once a run has begun."""
+        assert isinstance(self.micro_batch_size, int)
+        return self.micro_batch_size
 
     def check(self) -> None:
         _check_train(self)
@@ -277,6 +287,13 @@ def _check_train(config: TrainConfig) -> None:
             "group_size",
             "group_size 1 leaves no group to compare an image with, and the advantage is normalised by group; "
             "use group_size 2 or more",
+        )
+    if config.rollout_batch_size is not None and config.rollout_batch_size % config.group_size:
+        nearest = max(1, round(config.rollout_batch_size / config.group_size)) * config.group_size
+        raise ConfigError(
+            "rollout_batch_size",
+            f"rollout_batch_size {config.rollout_batch_size} is no multiple of group_size {config.group_size}, and groups "
+            f"are sampled whole; use {nearest}",
         )
     if config.loss.kl_reweight and config.loss.beta == 0:
         raise ConfigError("loss.kl_reweight", "loss.kl_reweight changes the KL term, which needs loss.beta > 0; set it")

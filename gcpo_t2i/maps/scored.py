@@ -212,7 +212,7 @@ def _judged(
     sampling: Sampling,
     given: list[Image.Image] | None = None,
 ) -> ScoredImages:
-    images = policy.decode(tokens)
+    images = list(policy.decode(tokens))
     scores, verdicts = rewards.judge(given or images, [prompt] * len(images))
     totals = torch.tensor(rewards.total(scores), dtype=torch.float32)
     return ScoredImages(prompt, policy.grid, tokens.cpu(), tensors, images, scores, verdicts, totals, sampling, given)

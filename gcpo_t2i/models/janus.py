@@ -13,13 +13,13 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models import folder
 from gcpo_t2i.models.hub import local_folder
+from gcpo_t2i.models.pictures import Pictures
 from gcpo_t2i.models.policy import Condition
 from gcpo_t2i.models.trunk import TrunkPolicy
 from gcpo_t2i.models.vq import CHUNK, to_pixels
@@ -130,15 +130,14 @@ class JanusPolicy(TrunkPolicy):
         return torch.cat(codes)
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor) -> list[Image.Image]:
+    def decode(self, tokens: Tensor) -> Pictures:
         """Codes (N, T) → N RGB images, by the library's decoder and post-processing."""
-        images = []
+        parts = []
         for part in tokens.split(CHUNK):
             with torch.autocast(self.device.type, enabled=False):
                 pixels = self.model.decode_image_tokens(part.to(self.device)).float()  # (n, h, w, 3)
-            uint8 = self.processor.postprocess(list(pixels), return_tensors="pt")["pixel_values"]  # (n, 3, h, w)
-            images += [Image.fromarray(image) for image in uint8.permute(0, 2, 3, 1).cpu().numpy()]
-        return images
+            parts.append(self.processor.postprocess(list(pixels), return_tensors="pt")["pixel_values"])  # (n, 3, h, w)
+        return Pictures(torch.cat(parts))
 
     @property
     def codebook(self) -> Tensor:

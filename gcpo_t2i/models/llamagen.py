@@ -14,13 +14,13 @@ from typing import Any, Self
 
 import torch
 from diffusers import VQModel
-from PIL import Image
 from torch import Tensor, nn
 from transformers import LlamaModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from gcpo_t2i.models import captions, folder, vq
 from gcpo_t2i.models import llamagen_parts as parts
 from gcpo_t2i.models.llamagen_parts import Adapter
+from gcpo_t2i.models.pictures import Pictures
 from gcpo_t2i.models.policy import Condition
 from gcpo_t2i.models.rope import Rotary2D
 from gcpo_t2i.models.trunk import TrunkPolicy
@@ -182,7 +182,7 @@ class LlamaGenPolicy(TrunkPolicy):
         """PIL images, a uint8 array (N, h, w, 3) or float pixels (N, 3, h, w) in [-1, 1] → codes (N, T) int64."""
         return vq.encode_images(self.vq, images, self.grid)
 
-    def decode(self, tokens: Tensor) -> list[Image.Image]:
+    def decode(self, tokens: Tensor) -> Pictures:
         """Codes (N, T) → N RGB images."""
         return vq.decode_codes(self.vq, tokens, self.grid)
 

@@ -11,6 +11,8 @@ from diffusers import VQModel
 from PIL import Image
 from torch import Tensor
 
+from gcpo_t2i.models.pictures import Pictures
+
 CHUNK = 16  # images per call: a decoder's activations are far larger than its image, and bigger calls gain no speed
 
 
@@ -30,10 +32,9 @@ def to_pixels(images: Images) -> Tensor:
     return torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_images(pixels: Tensor) -> list[Image.Image]:
+def to_images(pixels: Tensor) -> Pictures:
     """Float pixels (N, 3, h, w) in [-1, 1] (clipped) → N RGB images."""
-    array = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(image) for image in array]
+    return Pictures(((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
 
 
 def _weight(vq: VQModel) -> Tensor:
@@ -79,6 +80,6 @@ def _decode(vq: VQModel, quantised: Tensor) -> Tensor:
     return vq.decoder(hidden, quantised if vq.config["norm_type"] == "spatial" else None)
 
 
-def decode_codes(vq: VQModel, codes: Tensor, grid: tuple[int, int]) -> list[Image.Image]:
+def decode_codes(vq: VQModel, codes: Tensor, grid: tuple[int, int]) -> Pictures:
     """Codes (N, H*W) → N RGB images."""
     return to_images(decode_pixels(vq, codes, grid))

@@ -15,6 +15,7 @@ from gcpo_t2i.models import policy_class
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.models.sizes import Sizes, read_sizes, with_adapters
 from gcpo_t2i.plan.counts import Counts
+from gcpo_t2i.plan.fit import CURES, fitting
 from gcpo_t2i.plan.machine import free_disk, free_memory, growth, held_bytes
 from gcpo_t2i.plan.memory import FLOAT, Memory
 from gcpo_t2i.plan.show import gigabytes, show
@@ -67,7 +68,6 @@ def make_plan(config: PlanConfig) -> Plan:
     """The plan of the run that `config` describes. Of what it loads and writes to measure it leaves nothing behind."""
     folder = model_folder(config.model)
     sizes = with_adapters(read_sizes(folder), config.lora)
-    counts = Counts.of(config, sizes)
     sampler = PromptSampler(load_prompts(config.train_prompts), config.seed, config.train_mix)
     load_prompts(config.eval.prompts)
     device = resolve_device(config.device) if config.measure or config.device is None else named_device(config.device)
@@ -78,8 +78,12 @@ def make_plan(config: PlanConfig) -> Plan:
     rewards, reward_bytes = growth(device, lambda: _load_rewards(config, device)) if here else (None, 0)
     policy, adapters = load_to_train(config, device) if config.measure else (None, None)
     prefix = sizes.caption_tokens if policy is None else _longest_caption(policy, sampler)
+    free = free_memory(device, config.processes) if here else None
+    if config.micro_batch_size == "auto":
+        config = replace(config, micro_batch_size=fitting(config, sizes, device, libraries + reward_bytes, free))
+    counts = Counts.of(config, sizes)
     memory = Memory.of(config, sizes, counts, prefix, device, libraries, reward_bytes)
-    result = Plan(str(device), sizes, counts, memory, free_memory(device) if here else None)
+    result = Plan(str(device), sizes, counts, memory, free)
     result.warnings.extend(cautions(config, result))
     if policy is None or rewards is None or not result.fits:
         return result
@@ -88,7 +92,7 @@ def make_plan(config: PlanConfig) -> Plan:
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of memory on {device} while measuring; lower --micro_batch_size (now {config.micro_batch_size}) or "
-            f"--prompts_per_step (now {config.prompts_per_step}), or plan without it: --measure false"
+            f"--rollout_batch_size (now {counts.at_once}), or plan without it: --measure false"
         ) from error
     return replace(result, times=times)
 
@@ -109,16 +113,16 @@ def cautions(config: PlanConfig, result: Plan) -> list[str]:
     if not result.fits and result.free_memory is not None:
         found.append(
             f"memory: {gigabytes(result.memory.peak)} are needed per process, {gigabytes(result.free_memory)} are free; "
-            "lower --micro_batch_size or set --gradient_checkpointing (activations), lower --prompts_per_step (cache), or set "
-            "--loss.beta 0 (no reference) or --lora.rank (fewer trained parameters). Times were not measured"
+            f"lower --micro_batch_size (activations), {CURES}. Times were not measured"
         )
     if config.group_size == 2:
         found.append("group_size 2: the mean of two images is a poor baseline, and many pairs will have equal rewards")
-    if config.micro_batch_size > counts.images:
-        found.append(
-            f"micro_batch_size {config.micro_batch_size} is more than the {counts.images} images of a process: "
-            f"{counts.images} does the same"
-        )
+    for name in ("micro_batch_size", "rollout_batch_size"):
+        size = getattr(config, name)
+        if isinstance(size, int) and size > counts.images:
+            found.append(
+                f"{name} {size} is more than the {counts.images} images of a process: {counts.images} does the same"
+            )
     if config.processes > 1 and result.device == "cpu":
         found.append("processes: on one CPU they share its cores and its memory, and take longer than is said here")
     kept = counts.checkpoints if config.keep_last is None else min(counts.checkpoints, config.keep_last + 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import PlanConfig, resolve_algorithm, share_of_prompts
 from gcpo_t2i.models.sizes import Sizes
-from gcpo_t2i.train import MAX_ROUNDS, NULL_BRANCH, REPLAYED
+from gcpo_t2i.rollout import MAX_ROUNDS, NULL_BRANCH, REPLAYED
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,13 @@ class Counts:
     prompts: int  # per step
     images: int  # per step, B of this process
     positions: int  # T
+    at_once: int  # images that are sampled at once
+    parts: int  # in which a step's images are sampled, one after another
+    last_part: int  # images in the last one, which may be smaller
     branches: int  # 2 where the null prompt runs along while sampling
     eval_branches: int
     rounds: int  # of sampling per step at most: more than 1 where groups without signal are replaced
+    micro_batch: int  # images per forward and backward pass
     micro_batches: int  # per update
     last_micro_batch: int  # images in the last one, which may be smaller
     updates: int  # per step
@@ -36,7 +40,7 @@ class Counts:
     @property
     def rows(self) -> int:
         """Rows that decode at once in a rollout."""
-        return self.images * self.branches
+        return self.at_once * self.branches
 
     @property
     def tokens(self) -> int:
@@ -45,9 +49,9 @@ class Counts:
 
     @property
     def forward_passes(self) -> int:
-        """Per step and round: one per position of a rollout (the first is that of the prompts), then over micro-batches."""
+        """Per step and round: one per position of a part (the first is that of the prompts), then over micro-batches."""
         scored = self.gradient_passes + self.reference_passes + self.null_passes + self.replay_passes
-        return self.positions + scored
+        return self.parts * self.positions + scored
 
     @classmethod
     def of(cls, config: PlanConfig, sizes: Sizes) -> Counts:
@@ -56,8 +60,11 @@ class Counts:
         required = needs(algorithm, settings, config.loss.beta, config.loss.entropy_reward)
         guided, has_null = config.guidance != 1.0, bool(required & NULL_BRANCH)
         prompts = share_of_prompts(config.prompts_per_step, config.processes)
-        images, micro, updates = prompts * config.group_size, config.micro_batch_size, config.updates_per_rollout
+        images, updates = prompts * config.group_size, config.updates_per_rollout
+        micro = min(config.micro_batch, images)
         micro_batches = -(-images // micro)
+        at_once = min(config.rollout_batch_size or images, images)
+        parts = -(-images // at_once)
         scored = micro_batches * updates
         reference = scored if "ref_logp" in required else 0
         replays = config.credit.source == "replay" and bool(algorithm.credit.needs(settings) & REPLAYED)
@@ -67,9 +74,13 @@ class Counts:
             prompts=prompts,
             images=images,
             positions=sizes.positions,
+            at_once=at_once,
+            parts=parts,
+            last_part=images - (parts - 1) * at_once,
             branches=2 if guided or has_null else 1,
             eval_branches=2 if guided else 1,
             rounds=MAX_ROUNDS if algorithm.keep else 1,
+            micro_batch=micro,
             micro_batches=micro_batches,
             last_micro_batch=images - (micro_batches - 1) * micro,
             updates=updates,

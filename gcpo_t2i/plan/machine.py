@@ -25,11 +25,11 @@ def growth(device: torch.device, load: Callable[[], T]) -> tuple[T, int]:
     return loaded, max(0, held_bytes(device) - before)
 
 
-def free_memory(device: torch.device) -> int:
-    """What this process can have in all: free now, and what it holds already."""
+def free_memory(device: torch.device, processes: int = 1) -> int:
+    """What this process can have in all: free now, on a CPU its share of that, and what it holds already."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    return psutil.virtual_memory().available + held_bytes(device)
+    return psutil.virtual_memory().available // processes + held_bytes(device)
 
 
 def free_disk(output_dir: str | None) -> int:

@@ -106,7 +106,6 @@ class Memory:
         """`prefix` is the number of caption tokens; `libraries` and `rewards` are what was measured of them."""
         on_gpu = device.type != "cpu"
         precision = Precision.of(config, device)
-        batch = min(config.micro_batch_size, counts.images)
         eval_rows = min(config.eval.batch_size, counts.eval_images) * counts.eval_branches
         weights = weight_bytes(sizes, precision)
         learning = sizes.trainable - (spread(sizes, config.processes) if config.sharded else 0)
@@ -120,11 +119,11 @@ class Memory:
             optimizer=2 * FLOAT * learning,
             cache=cache_bytes(sizes, max(counts.rows, eval_rows), prefix, precision, grows=not on_gpu),
             engine=engine_bytes(sizes, precision),
-            image_decoder=image_bytes(sizes, max(counts.images, config.eval.batch_size)),
+            image_decoder=image_bytes(sizes, max(counts.at_once, config.eval.batch_size)),
             log_probs=log_prob_bytes(sizes, counts.images),
-            logits=logit_bytes(sizes, batch),
-            activations=activation_bytes(sizes, batch, prefix, precision),
-            attention=attention_bytes(sizes, batch, prefix, precision),
+            logits=logit_bytes(sizes, counts.micro_batch),
+            activations=activation_bytes(sizes, counts.micro_batch, prefix, precision),
+            attention=attention_bytes(sizes, counts.micro_batch, prefix, precision),
             on_gpu=on_gpu,
         )
 

@@ -77,16 +77,22 @@ def _table(title: str, *columns: str) -> Table:
 
 def _batch_table(config: PlanConfig, counts: Counts) -> Table:
     table = _table("A step" + (", per process" if config.processes > 1 else ""), "", "", "")
-    micro = min(config.micro_batch_size, counts.images)
-    smaller = f", the last of {counts.last_micro_batch}" if counts.last_micro_batch != micro else ""
+    smaller = f", the last of {counts.last_micro_batch}" if counts.last_micro_batch != counts.micro_batch else ""
+    chosen = " (auto)" if config.micro_batch_size == "auto" else ""
+    fewer = f", the last of {counts.last_part}" if counts.last_part != counts.at_once else ""
     rows = [
         ("images", counts.images, f"{counts.prompts} prompts × {config.group_size}"),
         ("tokens", counts.tokens, f"{counts.positions} of each image"),
-        ("rows that decode at once", counts.rows, f"{counts.images} images × {counts.branches} branches"),
-        ("micro-batches per update", counts.micro_batches, f"of {micro}{smaller}"),
+        (
+            "parts that are sampled in turn",
+            counts.parts if counts.parts > 1 else 0,
+            f"of {counts.at_once} images{fewer}",
+        ),
+        ("rows that decode at once", counts.rows, f"{counts.at_once} images × {counts.branches} branches"),
+        ("micro-batches per update", counts.micro_batches, f"of {counts.micro_batch}{smaller}{chosen}"),
         ("optimizer updates", counts.updates, ""),
         ("forward passes", counts.forward_passes, "of which"),
-        ("  sampling", counts.positions, f"a position of {counts.rows} rows each"),
+        ("  sampling", counts.parts * counts.positions, f"a position of {counts.rows} rows each"),
         ("  policy", counts.gradient_passes, "with a backward pass"),
         ("  reference", counts.reference_passes, "for the KL term"),
         ("  null branch", counts.null_passes, "of the guided mixture"),
@@ -120,10 +126,11 @@ def _memory_table(memory: Memory, free: int | None) -> Table:
 def _time_table(config: PlanConfig, counts: Counts, times: Times, checkpoint_bytes: int) -> Table:
     table = _table("Time", "", "", "")
     images = counts.images * config.processes
+    beside = "; less where it goes on beside sampling" if counts.parts > 1 else ""
     notes = {
-        "rollout": f"{counts.positions} positions",
+        "rollout": f"{counts.parts * counts.positions} positions",
         "decode": "images from codes",
-        "reward": ", ".join(reward.name for reward in config.rewards),
+        "reward": ", ".join(reward.name for reward in config.rewards) + beside,
         "update": f"{counts.gradient_passes} micro-batches",
         "replay": f"{counts.replay_passes} passes",
         "evaluation": f"each; {counts.evaluations} of {counts.eval_images} images",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,10 +36,9 @@ from gcpo_t2i.models.vq import CHUNK
 from gcpo_t2i.plan.counts import Counts
 from gcpo_t2i.plan.machine import nearest_folder
 from gcpo_t2i.plan.memory import FLOAT
-from gcpo_t2i.rollout import Batch, Sampling, replay, sample_batch
+from gcpo_t2i.rollout import ROLLOUT_STATS, Batch, Sampling, replay, sample_batch
 from gcpo_t2i.run import starting_model
 from gcpo_t2i.scoring import RewardSet
-from gcpo_t2i.train import ROLLOUT_STATS
 from gcpo_t2i.update import Updater
 
 SAMPLES = 8  # images of the rollout that is made in full
@@ -117,9 +117,7 @@ def measure(
         small = sample_batch(policy, few, rewards, one, generator, stats, need_null=counts.branches == 2)
         prefix, eval_rows = small.cond.trimmed().mask.shape[1], min(config.eval.batch_size, counts.eval_images)
         how = Choice(config.guidance, config.temperature, config.top_k, config.top_p)
-        rollout = decoding_seconds(
-            policy, prefix, counts.prompts, config.group_size, counts.branches, replace(how, stats=stats), watch
-        )
+        rollout = rollout_seconds(config, counts, policy, prefix, replace(how, stats=stats), watch)
         evaluate = decoding_seconds(policy, prefix, eval_rows, 1, counts.eval_branches, how, watch)
         many = cycled(small, min(counts.images, CHUNK)).rollout.tokens
         decode = watch.median(lambda: policy.decode(many)) / len(many)
@@ -146,6 +144,17 @@ def required_stats(config: PlanConfig) -> frozenset[str]:
 def cycled(batch: Batch, images: int) -> Batch:
     """As many images, one per prompt, by repeating those of `batch` in turns."""
     return batch.groups([index % len(batch.prompts) for index in range(images)])
+
+
+def rollout_seconds(
+    config: PlanConfig, counts: Counts, policy: Any, prefix: int, how: Choice, watch: Stopwatch
+) -> float:
+    """Of all parts in which the images of a step are sampled: whole ones, and the last."""
+    group, count = config.group_size, Counter([counts.at_once] * (counts.parts - 1) + [counts.last_part])
+    return sum(
+        number * decoding_seconds(policy, prefix, images // group, group, counts.branches, how, watch)
+        for images, number in count.items()
+    )
 
 
 def decoding_seconds(
@@ -209,7 +218,7 @@ def update_seconds(
     algorithm, _ = resolve_algorithm(config)
     reference = starting_model(policy, adapters) if counts.reference_passes else None
     update = Updater(policy, reference, config, algorithm, accelerator)
-    batch = cycled(small, min(config.micro_batch_size, counts.images))
+    batch = cycled(small, counts.micro_batch)
     images = len(batch.prompts)
     zeros = torch.zeros(images, device=accelerator.device)
     credit = torch.ones_like(batch.rollout.cond_logp)

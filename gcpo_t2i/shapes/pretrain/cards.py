@@ -91,7 +91,7 @@ def measure_vq(vq: VQModel, sizes: Sizes) -> Measured:
     codes = encode_images(vq, pictures, (GRID, GRID))
     columns = {
         "rendered": [Image.fromarray(picture) for picture in pictures],
-        "reconstructed": decode_codes(vq, codes, (GRID, GRID)),
+        "reconstructed": list(decode_codes(vq, codes, (GRID, GRID))),
     }
     scores = {name: score_images(images, prompts) for name, images in columns.items()}
     noise = code_noise(codes[:NOISE_SCENES], to_pixels(pictures[:NOISE_SCENES]).to(codes.device))
