@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 
-P, T, U = TypeVar("P"), TypeVar("T"), TypeVar("U")
+P = TypeVar("P")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def overlapped(

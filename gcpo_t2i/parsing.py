@@ -284,7 +284,7 @@ def _describe(annotation: Any) -> str:
         case origin if origin in (Union, UnionType):
             return " or ".join(_describe(option) for option in arguments)
         case origin if origin is Literal:
-            return f"one of {', '.join(arguments)}" if len(arguments) > 1 else arguments[0]
+            return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(arguments)}"
         case origin if origin is tuple:
             return f"a list of {len(arguments)} numbers"
         case origin if origin is list and (item := _item_class(annotation)):
