@@ -1,17 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from gcpo_t2i import run
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_precision() -> Iterator[None]:
-    """float32 also on a CPU where `dtype: auto` takes bfloat16: the numbers of a test are the same anywhere."""
+def one_precision() -> Iterator[Callable[[torch.device], bool]]:
+    """float32 also on a CPU where `dtype: auto` takes bfloat16: the numbers of a test are the same anywhere. Gives the function
+    that says where it does."""
+    multiplies_bfloat16 = run.multiplies_bfloat16
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gcpo_t2i.run.multiplies_bfloat16", lambda device: device.type == "cuda")
-        yield
+        patch.setattr(run, "multiplies_bfloat16", lambda device: device.type == "cuda")
+        yield multiplies_bfloat16
 
 
 @pytest.fixture(scope="session")
