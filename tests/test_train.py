@@ -100,8 +100,8 @@ def test_the_saved_policy_is_the_trained_one(command: list[str], tmp_path: Path,
 
 @pytest.mark.parametrize("algorithm", [name for name in ROWS if name != "gold_gcpo"])  # which has a module of tests
 def test_every_algorithm_learns_to_paint_brightly(command: list[str], tmp_path: Path, algorithm: str) -> None:
-    """Two dozen steps at a high rate move a policy of random weights well beyond the noise of the evaluation."""
-    fast = ["--steps", "24", "--group_size", "16", "--optim.learning_rate", "1e-2", "--eval.samples_per_prompt", "16"]
+    """Four dozen steps at a high rate move a policy of random weights well beyond the noise of the evaluation."""
+    fast = ["--steps", "48", "--group_size", "16", "--optim.learning_rate", "1e-2", "--eval.samples_per_prompt", "16"]
     short = ["--optim.betas", "[0.9, 0.95]"]  # means that are full before the run is over
     assert main([*command, "--algorithm", algorithm, *fast, *short]) == 0
     first, last = (row for row in rows(tmp_path / "run") if "eval/bright" in row)
