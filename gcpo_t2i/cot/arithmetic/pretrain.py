@@ -9,11 +9,18 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from gcpo_t2i.config import CotEvalConfig
+from gcpo_t2i.cot.answers import answer_reward
 from gcpo_t2i.cot.arithmetic.corpus import Example, draw_examples
 from gcpo_t2i.cot.arithmetic.tokenizer import build_tokenizer
+from gcpo_t2i.cot.evaluation import evaluate
+from gcpo_t2i.cot.models import load_text_model
+from gcpo_t2i.cot.negatives import QUESTION, WRONG_ON_PURPOSE
+from gcpo_t2i.cot.questions import load_questions
 from gcpo_t2i.shapes.pretrain.fit import Metrics, Schedule, autocast, fit
 
 BATCH = 64
+LONGEST = 48  # tokens of an answer that is measured
 IGNORED = -100  # label of what no loss is taken of
 
 
@@ -76,6 +83,20 @@ def train_reasoner(
     schedule = Schedule(steps, peak=2e-3, warmup=50, decay=0.5)
     metrics = fit("reasoner", model, loss_at, schedule, folder / "reasoner.pt")
     return model.eval(), metrics
+
+
+def measure_reasoner(folder: Path, questions: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Accuracy on held-out questions of the model in `folder`: as asked, and where a wrong answer is asked for."""
+    model, tokenizer = load_text_model(str(folder), device)
+    held_out = load_questions("arithmetic:heldout", questions)
+    scores: dict[str, dict[str, float]] = {}
+    for column, template in {"question": QUESTION, "wrong on purpose": WRONG_ON_PURPOSE}.items():
+        scores[column] = {}
+        for row, temperature in {"temperature 1": 1.0, "likeliest tokens": 0.0}.items():
+            how = CotEvalConfig(temperature=temperature)
+            found = evaluate(model, tokenizer, held_out, answer_reward, how, template, LONGEST)
+            scores[column] |= {row: found.mean, f"{row}_ci95": found.ci95}
+    return scores
 
 
 def save_reasoner(model: LlamaForCausalLM, folder: Path) -> None:
