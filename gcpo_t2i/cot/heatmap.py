@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.style import Style
@@ -34,7 +35,7 @@ def heatmap(config: CotHeatmapConfig) -> Path:
         raise ConfigError("out", f"out '{out}' is a folder; name a file, such as {out / 'heatmap.html'}")
     if out.exists() and not config.overwrite:
         raise ConfigError("out", f"'{out}' is already there; add --overwrite to replace it, or name another --out")
-    answers = explained(config)
+    answers = explained(config, *load_text_model(config.model, resolve_device(config.device)))
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"question  {config.prompt}", markup=False)
     console.print(f"negative  {shown_negative(config)}\n", markup=False)
@@ -49,9 +50,9 @@ def heatmap(config: CotHeatmapConfig) -> Path:
     return out
 
 
-def explained(config: CotHeatmapConfig) -> list[Explained]:
-    """The answers that `config` asks for, with their credit."""
-    model, tokenizer = load_text_model(config.model, resolve_device(config.device))
+def explained(config: CotHeatmapConfig, model: Any, tokenizer: Any) -> list[Explained]:
+    """The answers that `config` asks for, with their credit. UserError for words that the model does not know, and for a right
+    answer that is no number."""
     model.eval()
     user = config.prompt_template.replace("{question}", config.prompt)
     for text in (user, config.text or ""):
@@ -158,7 +159,7 @@ def tokens_html(tokens: Sequence[Token], colour: Callable[[Token], Colour]) -> s
         red, green, blue = colour(token)
         numbers = f"credit {token.credit:.2f}, log-ratio {token.gap:+.2f} nats"
         spans.append(
-            f'<span class="token" style="background:rgb({red},{green},{blue})" title="{numbers}">'
+            f'<span class="token" style="color:#111;background:rgb({red},{green},{blue})" title="{numbers}">'
             f"{html.escape(token.text)}</span>"
         )
     return f'<p class="tokens">{"".join(spans)}</p>'

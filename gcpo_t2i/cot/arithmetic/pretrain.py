@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def measure_reasoner(folder: Path, questions: int, device: torch.device) -> dict
 
 
 def save_reasoner(model: LlamaForCausalLM, folder: Path) -> None:
-    """A folder that `AutoModelForCausalLM` and `AutoTokenizer` read."""
-    model.save_pretrained(folder)
+    """A folder that `AutoModelForCausalLM` and `AutoTokenizer` read. In float16, for the size; `load_text_model` makes
+    float32 of it."""
+    small: Any = copy.deepcopy(model)
+    small.to(torch.float16).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
