@@ -77,9 +77,24 @@ def test_overwrite_and_resume(tiny, tmp_path, capsys):
     assert main(["cot", "train", "--output_dir", str(tmp_path / "run"), "--resume", "--steps", "3"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
+    assert "after 3 steps of guidance_gcpo" in card(tmp_path)
     assert main([*once, "--overwrite"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
+
+
+def card(tmp: Path) -> str:
+    return (tmp / "run" / "policy" / "README.md").read_text()
+
+
+def test_a_run_without_a_checkpoint_starts_again(tiny, tmp_path):
+    once = command(tiny, tmp_path, "--eval.num_questions", "2")
+    assert main(once) == 0
+    (tmp_path / "run" / "policy" / "README.md").unlink()
+    assert main([*once, "--resume"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 2]
+    assert "| held-out accuracy | 0.000 ± 0.000 | 0.000 ± 0.000 |" in card(tmp_path)
 
 
 def test_gold_on_some_questions_is_said_once(tiny, tmp_path, caplog, capsys):

@@ -10,6 +10,7 @@ policy/                   the trained model and its tokenizer
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import write_text
 from gcpo_t2i.folders import check_output_dir, next_run_dir, remove_output
 from gcpo_t2i.image_scores import scores_path
+from gcpo_t2i.report import truncate_metrics
 
 METRICS = "metrics.jsonl"
 
@@ -40,13 +42,15 @@ def clear(folder: Path) -> None:
     remove_output(folder, "config.yaml", "run")
 
 
-def newest_checkpoint(folder: Path) -> str:
-    """UserError if there is none."""
+def to_resume(folder: Path) -> str | None:
+    """The newest checkpoint. Without one the run starts again, and what it wrote is deleted. UserError if it never began."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"output folder '{folder}' holds no run to resume; drop --resume, and name an empty folder")
     path = get_last_checkpoint(str(folder))
     if path is None:
-        raise UserError(
-            f"output folder '{folder}' holds no checkpoint; drop --resume, and set --save_every for the next run"
-        )
+        clear(folder)
+    else:
+        truncate_metrics(folder / METRICS, int(path.rpartition("-")[2]))
     return path
 
 
@@ -67,6 +71,22 @@ def write_evaluation(folder: Path, step: int, evaluation: Evaluation, label: str
         lines.append(json.dumps({**row, "scores": {label: score}, "text": text}, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
     add_row(folder, {"step": step, f"eval/{label}": evaluation.mean, f"eval/{label}_ci95": evaluation.ci95})
+
+
+def write_card(folder: Path, config: CotTrainConfig, label: str, found: Sequence[Evaluation]) -> None:
+    """The policy's model card, the last thing that a run writes. `found`: the evaluations, of which there may be none."""
+    scores = [f"{one.mean:.3f} ± {one.ci95:.3f}" for one in found]
+    table = [f"| held-out {label} | {' | '.join(scores)} |"] if len(scores) == 2 else []
+    lines = [
+        *("---", "library_name: transformers", "pipeline_tag: text-generation", "---"),
+        f"# {config.model} after {config.steps} steps of {config.algorithm}",
+        "",
+        f"Trained with `gcpo-t2i cot train --config {folder / 'config.yaml'}` (seed {config.seed}), "
+        f"{config.questions_per_step} questions × {config.group_size} answers per step.",
+        "",
+        *(["| | before | after (95 %) |", "|---|---|---|", *table, ""] if table else []),
+    ]
+    write_text(folder / "policy" / "README.md", "\n".join(lines))
 
 
 class Progressing(TrainerCallback):

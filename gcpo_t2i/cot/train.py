@@ -7,18 +7,21 @@ import importlib
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
+from transformers import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from gcpo_t2i.config import CotTrainConfig
 from gcpo_t2i.cot.answers import answer_reward
-from gcpo_t2i.cot.evaluation import RewardFn, evaluate, user_message
+from gcpo_t2i.cot.evaluation import Evaluation, RewardFn, evaluate, user_message
 from gcpo_t2i.cot.gold import missing_gold
 from gcpo_t2i.cot.models import load_text_model
 from gcpo_t2i.cot.questions import Question, load_questions
-from gcpo_t2i.cot.run import Progressing, clear, newest_checkpoint, run_folder, write_evaluation
+from gcpo_t2i.cot.run import Progressing, clear, run_folder, to_resume, write_card, write_evaluation
 from gcpo_t2i.cot.versions import check_trl
 from gcpo_t2i.errors import UserError, did_you_mean
 from gcpo_t2i.folders import locked
@@ -28,64 +31,62 @@ from gcpo_t2i.yaml_files import save_config
 WARMUP = 20  # the learning rate rises over one in so many steps
 
 
+@dataclass
+class Job:
+    """What a run is made of. `found`: its evaluations so far."""
+
+    config: CotTrainConfig
+    model: Any
+    tokenizer: Any
+    questions: list[Question]
+    held_out: list[Question]
+    reward: RewardFn
+    console: Console
+    found: list[Evaluation] = field(default_factory=list)
+
+
 def train(config: CotTrainConfig) -> Path:
     """Runs the training that `config` describes and returns the run folder. UserError for what the user can mend."""
     check_trl()
-    reward = load_reward(config.reward)
-    questions = load_questions(config.train_data, numbers=reward is answer_reward)
-    held_out: list[Question] = []
-    if config.eval.num_questions:
-        held_out = load_questions(config.eval.data, config.eval.num_questions, numbers=reward is answer_reward)
-    check_gold(config, questions)
-    device = resolve_device(config.device)
-    model, tokenizer = load_text_model(config.model, device)
-    main = os.environ.get("RANK", "0") == "0"
-    console = Console(highlight=False, quiet=not main)
+    job = prepare(config)
+    if os.environ.get("RANK", "0") != "0":  # the first process alone writes, and evaluates
+        folder = Path(config.output_dir or "runs")
+        return run(job, folder, get_last_checkpoint(str(folder)) if config.resume else None)
     folder = run_folder(config)
-    if not main:
-        return _run(config, folder, (model, tokenizer), questions, [], reward, console)
     with locked(folder):
         if config.overwrite:
             clear(folder)
+        checkpoint = to_resume(folder) if config.resume else None
         config.output_dir = str(folder)
         save_config(config, folder / "config.yaml")
-        return _run(config, folder, (model, tokenizer), questions, held_out, reward, console)
+        return run(job, folder, checkpoint)
 
 
-def _run(
-    config: CotTrainConfig,
-    folder: Path,
-    loaded: tuple[Any, Any],
-    questions: Sequence[Question],
-    held_out: Sequence[Question],
-    reward: RewardFn,
-    console: Console,
-) -> Path:
-    from transformers import PrinterCallback
+def prepare(config: CotTrainConfig) -> Job:
+    """Data, reward and model. UserError for what is not there or not usable; nothing is written."""
+    reward = load_reward(config.reward)
+    numbers = reward is answer_reward
+    questions = load_questions(config.train_data, numbers=numbers)
+    check_gold(config, questions)
+    main = os.environ.get("RANK", "0") == "0"
+    asked = config.eval.num_questions if main else 0
+    held_out = load_questions(config.eval.data, asked, numbers) if asked else []
+    model, tokenizer = load_text_model(config.model, resolve_device(config.device))
+    return Job(config, model, tokenizer, questions, held_out, reward, Console(highlight=False, quiet=not main))
 
-    model, tokenizer = loaded
-    checkpoint = newest_checkpoint(folder) if config.resume else None
-    trainer = make_trainer(config, folder, model, tokenizer, questions, reward)
+
+def run(job: Job, folder: Path, checkpoint: str | None) -> Path:
+    """Evaluates, trains, saves, evaluates."""
+    config, console = job.config, job.console
+    trainer = make_trainer(config, folder, job.model, job.tokenizer, job.questions, job.reward)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progressing(folder, config.questions_per_step * config.group_size, console))
     console.print(
         f"[bold]{config.algorithm}[/] on {config.model}: {config.steps} steps of {config.questions_per_step} questions × "
         f"{config.group_size} answers, {trainer.args.device}, results in {folder}"
     )
-    label, found = reward_label(config.reward), []
-
-    def measure(step: int) -> None:
-        if not held_out:
-            return
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        how = reward, config.eval, config.prompt_template, config.max_answer_tokens
-        evaluation = evaluate(policy, tokenizer, held_out, *how)
-        write_evaluation(folder, step, evaluation, label)
-        found.append(evaluation.mean)
-        console.print(f"held-out {label} after step {step}: [bold]{evaluation.mean:.3f}[/] ± {evaluation.ci95:.3f}")
-
     if checkpoint is None:
-        measure(0)
+        measure(job, trainer, folder, 0)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
@@ -93,12 +94,30 @@ def _run(
             console.print(f"go on with: gcpo-t2i cot train --output_dir {shlex.quote(str(folder))} --resume")
         raise
     trainer.save_model(str(folder / "policy"))
+    measure(job, trainer, folder, config.steps)
+    if not trainer.accelerator.is_main_process:
+        return folder
     (folder / "policy" / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-    measure(config.steps)
-    if len(found) == 2:
-        console.print(f"held-out {label}: {found[0]:.3f} → [bold]{found[1]:.3f}[/] ({found[1] - found[0]:+.3f})")
+    label = reward_label(config.reward)
+    if len(job.found) == 2:
+        before, after = (one.mean for one in job.found)
+        console.print(f"held-out {label}: {before:.3f} → [bold]{after:.3f}[/] ({after - before:+.3f})")
     console.print(f"\nLook next:\n  gcpo-t2i cot heatmap --model {folder / 'policy'}")
+    write_card(folder, config, label, job.found)
     return folder
+
+
+def measure(job: Job, trainer: Any, folder: Path, step: int) -> None:
+    """One evaluation, if there are held-out questions."""
+    if not job.held_out:
+        return
+    config, label = job.config, reward_label(job.config.reward)
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    how = job.reward, config.eval, config.prompt_template, config.max_answer_tokens
+    evaluation = evaluate(policy, job.tokenizer, job.held_out, *how)
+    write_evaluation(folder, step, evaluation, label)
+    job.found.append(evaluation)
+    job.console.print(f"held-out {label} after step {step}: [bold]{evaluation.mean:.3f}[/] ± {evaluation.ci95:.3f}")
 
 
 def make_trainer(
