@@ -9,6 +9,8 @@ from gcpo_t2i.config import (
     BenchConfig,
     CompareConfig,
     ConvertLlamaGenConfig,
+    CotHeatmapConfig,
+    CotTrainConfig,
     CreditEvalConfig,
     DemoConfig,
     EnvConfig,
@@ -132,10 +134,10 @@ and draws tables and figure from what is stored.
     "pretrain": Command(
         PretrainConfig,
         "gcpo_t2i.shapes.pretrain:pretrain",
-        "make the shipped ShapesWorld checkpoints again from nothing",
+        "make the shipped checkpoints again from nothing",
         """\
 Make the checkpoints that ship with the package again, from nothing: image tokenizer (vq), generator,
-tiny CLIP, aesthetic head.
+tiny CLIP, aesthetic head, and the language model of cot train (reasoner).
 
   gcpo-t2i pretrain --output_dir checkpoints
   gcpo-t2i pretrain --output_dir checkpoints --resume""",
@@ -175,6 +177,34 @@ which tensors do not fit, if some do not. Where to get the files: docs/llamagen.
 
   gcpo-t2i convert llamagen --gpt t2i_XL_stage1_256.pt --vq vq_ds16_t2i.pt --out models/llamagen-256
   gcpo-t2i convert llamagen --gpt my.pt --image_size 512 --vq vq_ds16_t2i.pt --text_encoder flan-t5-xl --out mine""",
+    ),
+    "cot train": Command(
+        CotTrainConfig,
+        "gcpo_t2i.cot.train:train",
+        "fine-tune a language model that reasons in steps, on TRL",
+        """\
+Fine-tune a language model on questions whose answers can be checked, with TRL and the credit of this package:
+more for the tokens that the question decided. Without any option: a small model and arithmetic in words that
+ship with the package, in minutes on a CPU. Needs pip install "gcpo-t2i[cot]".
+
+  gcpo-t2i cot train
+  gcpo-t2i cot train --algorithm gold_gcpo --steps 100 --output_dir runs/gold
+  gcpo-t2i cot train --model Qwen/Qwen2.5-1.5B-Instruct --train_data questions.jsonl --eval.data heldout.jsonl
+  gcpo-t2i cot train --config configs/cot_qwen_1.5b_gsm8k.yaml --trl '{"use_vllm": true}'""",
+    ),
+    "cot heatmap": Command(
+        CotHeatmapConfig,
+        "gcpo_t2i.cot.heatmap:heatmap",
+        "show which tokens of an answer got the credit",
+        """\
+Answer a question several times, and colour every token by its credit: how much the question, and not a request
+for a wrong answer, decided it. With the right answer also credit x advantage: what an update would reinforce
+and what it would suppress. In the terminal, and as an HTML file.
+
+  gcpo-t2i cot heatmap
+  gcpo-t2i cot heatmap --prompt "Ann has two pens. She doubles them. How many pens does Ann have?" --answer 4
+  gcpo-t2i cot heatmap --model runs/cot_guidance_gcpo-1/policy --negative_template ""
+  gcpo-t2i cot heatmap --text "nine plus five is fourteen. answer: 14" --answer 14""",
     ),
     "demo": Command(
         DemoConfig,

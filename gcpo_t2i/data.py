@@ -61,7 +61,7 @@ def load_prompts(source: str) -> list[Prompt]:
             f"prompts '{source}': expected a .txt or .jsonl file, hf:DATASET, or one of {', '.join(BUILT_IN)}; "
             f"the suffix '{path.suffix}' is not supported"
         )
-    lines = [(number, line.strip()) for number, line in enumerate(_read_text(path).split("\n"), start=1)]
+    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).split("\n"), start=1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
         raise UserError(f"prompt file '{path}' is empty; write one prompt per line")
@@ -160,16 +160,16 @@ def _built_in(source: str) -> list[Prompt]:
     return [_from_object(spec, source) for spec in specs]
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path, kind: str = "prompt file") -> str:
     """The file as text with \\n line ends. U+2028 and its like stay inside their line, as JSON allows."""
     if path.is_dir():
-        raise UserError(f"prompt file '{path}' is a folder; give a .txt or .jsonl file")
+        raise UserError(f"{kind} '{path}' is a folder; give a .txt or .jsonl file")
     if not path.exists():
-        raise UserError(f"prompt file '{path}' does not exist")
+        raise UserError(f"{kind} '{path}' does not exist")
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"prompt file '{path}' cannot be read: {error.strerror}") from error
+        raise UserError(f"{kind} '{path}' cannot be read: {error.strerror}") from error
     bom = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
         return data[bom:].decode("utf-8").replace("\r\n", "\n")
@@ -177,7 +177,7 @@ def _read_text(path: Path) -> str:
         offset = error.start + bom
         line = data.count(b"\n", 0, offset) + 1
         where = f"byte 0x{data[offset]:02x} at offset {offset} (line {line})"
-        raise UserError(f"prompt file '{path}' is not UTF-8: {where}; save it as UTF-8") from error
+        raise UserError(f"{kind} '{path}' is not UTF-8: {where}; save it as UTF-8") from error
 
 
 def _from_json(line: str, where: str) -> Prompt:

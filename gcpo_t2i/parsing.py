@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from gcpo_t2i.config import ConfigError, EvaluationConfig, TrainConfig, suggest, validate
+from gcpo_t2i.config import ConfigError, CotTrainConfig, EvaluationConfig, TrainConfig, suggest, validate
 from gcpo_t2i.errors import UserError, did_you_mean
 from gcpo_t2i.yaml_files import Loader, read_yaml, to_yaml
 
@@ -205,7 +205,11 @@ def _complete(item: Any, element: Any, key: str) -> dict[str, Any]:
 
 def _run_to_resume(kind: type[Any], given: Mapping[str, str], files: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The saved settings of the run to go on with, if there are any. They yield to --config and to the command line."""
-    if kind not in (EvaluationConfig, TrainConfig) or given.get("resume", "false").lower() not in ("", "true", "yes"):
+    if kind not in (CotTrainConfig, EvaluationConfig, TrainConfig) or given.get("resume", "false").lower() not in (
+        "",
+        "true",
+        "yes",
+    ):
         return None
     folders = [settings["output_dir"] for settings in (*files.values(), given) if settings.get("output_dir")]
     saved = Path(str(folders[-1])) / "config.yaml" if folders else None

@@ -18,6 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gcpo_t2i.config import PretrainConfig, TrainConfig
+from gcpo_t2i.cot.arithmetic import pretrain as reasoner
+from gcpo_t2i.cot.arithmetic.corpus import Example
+from gcpo_t2i.cot.arithmetic.tokenizer import build_tokenizer
+from gcpo_t2i.cot.models import answer, load_text_model
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models import load_policy
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
@@ -376,8 +380,8 @@ def test_the_generator_goes_through_its_phases(monkeypatch: pytest.MonkeyPatch, 
 
 # --- the command ----------------------------------------------------------------
 
-SIZES = Sizes(scenes=12, images=12, draws=1, batches=1)
-STEPS = {"vq_steps": 3, "generator_steps": 2, "clip_steps": 2, "aesthetic_steps": 2}
+SIZES = Sizes(scenes=12, images=12, draws=1, batches=1, questions=4)
+STEPS = {"vq_steps": 3, "generator_steps": 2, "clip_steps": 2, "aesthetic_steps": 2, "reasoner_steps": 2}
 
 
 def _config(out: Path, **settings: Any) -> PretrainConfig:
@@ -395,6 +399,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(generator, "BATCH", 2)
         patch.setattr(clip, "BATCH", 8)
         patch.setattr(aesthetic, "BATCH", 8)
+        patch.setattr(reasoner, "BATCH", 4)
         out = tmp_path_factory.mktemp("pretrain") / "checkpoints"
         return command.pretrain(_config(out), SIZES)
 
@@ -405,13 +410,14 @@ def test_checkpoints_have_cards_with_their_scores(pretrained: Path) -> None:
         "generator": ["guidance 1", f"guidance {TrainConfig().guidance:g}"],
         "clip": ["uniform, rendered", "uniform, reconstructed", "balanced, rendered", "balanced, reconstructed"],
         "aesthetic": ["all", "clean"],
+        "reasoner": ["question", "wrong on purpose"],
     }
     for name, expected in columns.items():
         card = (pretrained / name / "README.md").read_text(encoding="utf-8")
         facts = json.loads((pretrained / name / "scores.json").read_text(encoding="utf-8"))
         assert list(facts["scores"]) == expected
         assert f"| | {' | '.join(expected)} |" in card and "2 steps, seed 0" in card.replace("3 steps", "2 steps")
-        assert "gcpo-t2i pretrain --vq_steps 3 --generator_steps 2 --clip_steps 2 --aesthetic_steps 2" in card
+        assert f"gcpo-t2i pretrain {' '.join(f'--{name} {steps}' for name, steps in STEPS.items())}" in card
         assert f"{facts['parameters']:,} parameters" in card and facts["seconds"] >= 0
         assert str(pretrained.parent) not in card
     assert (pretrained / "generator" / "vq" / "README.md").is_file()
@@ -431,9 +437,12 @@ def test_checkpoints_load_and_are_small_enough_to_ship(pretrained: Path) -> None
     images = [Image.new("RGB", (48, 48), color) for color in ("red", "white")]
     assert len(Clip(model=name)(images, ["a photo of a red circle"] * 2)) == 2
     assert len(Aesthetic(head=pretrained / "aesthetic", model=name)(images, [""] * 2)) == 2
+    model, tokenizer = load_text_model(str(pretrained / "reasoner"), CPU)
+    assert len(answer(model, tokenizer, ["Ann has two pens."], tokens=3, temperature=1.0, seed=0, batch_size=1)[0]) <= 3
+    assert (pretrained / "reasoner" / "model.safetensors").stat().st_size < 4 * 10**6
     sizes = [
         path.stat().st_size
-        for stage in ("generator", "clip", "aesthetic")
+        for stage in ("generator", "clip", "aesthetic", "reasoner")
         for path in (pretrained / stage).rglob("*")
         if path.is_file()
     ]
@@ -525,3 +534,19 @@ def test_codes_that_follow_from_their_cells_have_no_noise() -> None:
     for codes, noise in (([7, 8, 7, 9], 0.0), ([7, 8, 6, 9], 0.5 * np.log(2)), ([7, 7, 7, 7], 0.0)):
         # [7, 8, 6, 9] splits the cell that half of the places hold in two halves: 1/2 · log 2.
         assert vq.code_noise(torch.tensor([codes]), images) == pytest.approx(noise, abs=1e-9)
+
+
+# --- the reasoner ---------------------------------------------------------------
+
+
+def test_the_reasoner_learns_what_the_assistant_says_and_nothing_else() -> None:
+    """By hand: labels are the ids of the answer and of its end, behind the prompt; padding counts for nothing."""
+    tokenizer = build_tokenizer()
+    examples = [Example("Ann has two pens.", "answer: 2"), Example("", "two plus two is four. answer: 4")]
+    ids, mask, labels = reasoner.collate(tokenizer, examples)
+    first = tokenizer("<|user|>Ann has two pens.<|end|><|assistant|>answer: 2<|end|>")["input_ids"]
+    assert ids[0, : len(first)].tolist() == first and mask[0].sum() == len(first)
+    said = [*tokenizer("answer: 2")["input_ids"], tokenizer.eos_token_id]
+    assert labels[0].tolist() == [-100] * (len(first) - len(said)) + said + [-100] * (ids.shape[1] - len(first))
+    empty = tokenizer("<|user|><|end|><|assistant|>")["input_ids"]
+    assert ids[1, :3].tolist() == empty and (labels[1, :3] == -100).all()

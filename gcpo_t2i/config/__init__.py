@@ -10,6 +10,7 @@ from gcpo_t2i.config.base import ConfigError, bounded, suggest, validate
 from gcpo_t2i.config.bench import BenchConfig
 from gcpo_t2i.config.compare import CompareConfig
 from gcpo_t2i.config.convert import ConvertLlamaGenConfig
+from gcpo_t2i.config.cot import CotEvalConfig, CotHeatmapConfig, CotTrainConfig
 from gcpo_t2i.config.credit_eval import CreditEvalConfig
 from gcpo_t2i.config.demo import DemoConfig
 from gcpo_t2i.config.env import EnvConfig
@@ -42,6 +43,9 @@ __all__ = [
     "CompareConfig",
     "ConfigError",
     "ConvertLlamaGenConfig",
+    "CotEvalConfig",
+    "CotHeatmapConfig",
+    "CotTrainConfig",
     "CreditConfig",
     "CreditEvalConfig",
     "DemoConfig",

@@ -12,8 +12,8 @@ from gcpo_t2i.config.base import bounded, check_resume
 class PretrainConfig:
     """The checkpoints that ship with the package, made again from nothing."""
 
-    stage: Literal["all", "vq", "generator", "clip", "aesthetic"] = "all"
-    """What to train: one of the four, each needing those before it, or all."""
+    stage: Literal["all", "vq", "generator", "clip", "aesthetic", "reasoner"] = "all"
+    """What to train, or all: aesthetic needs clip, clip and generator need vq, and reasoner is for itself."""
     output_dir: str = "checkpoints"
     """Folder for the checkpoints."""
     vq_steps: int = bounded(1500, "> 0")
@@ -24,6 +24,8 @@ class PretrainConfig:
     """Optimizer steps of the tiny CLIP."""
     aesthetic_steps: int = bounded(1000, "> 0")
     """Optimizer steps of the aesthetic head."""
+    reasoner_steps: int = bounded(2000, "> 0")
+    """Optimizer steps of the language model that does arithmetic in words."""
     seed: int = bounded(0, ">= 0")
     """Seed of everything random."""
     threads: int = bounded(0, ">= 0")

@@ -16,7 +16,7 @@ from gcpo_t2i.demo.controls import (
     tile_gallery,
     view_boxes,
 )
-from gcpo_t2i.demo.runs import list_runs
+from gcpo_t2i.demo.runs import is_language_model, list_runs
 from gcpo_t2i.demo.studio import Answer, Order, Studio
 from gcpo_t2i.demo.views import PICTURE, View, tiles
 from gcpo_t2i.maps.results import Scales
@@ -62,7 +62,9 @@ def comparison_tab(studio: Studio) -> gr.Dropdown:
 
 
 def trained_runs(studio: Studio) -> list[str]:
-    return [name for name in list_runs(studio.runs_dir) if (studio.runs_dir / name / "policy").is_dir()]
+    """Runs with a policy that draws; those of language models are in the tab Reasoning."""
+    policies = {name: studio.runs_dir / name / "policy" for name in list_runs(studio.runs_dir)}
+    return [name for name, policy in policies.items() if policy.is_dir() and not is_language_model(policy)]
 
 
 def draw(found: tuple[Answer, Answer], view: View) -> list[Any]:

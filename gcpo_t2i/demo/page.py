@@ -9,6 +9,7 @@ import gradio as gr
 from gcpo_t2i.demo.comparison import comparison_tab, trained_runs
 from gcpo_t2i.demo.explain import explain_tab
 from gcpo_t2i.demo.generate import generate_tab
+from gcpo_t2i.demo.reasoning import reasoning_tab
 from gcpo_t2i.demo.runs import list_runs
 from gcpo_t2i.demo.studio import Studio
 from gcpo_t2i.demo.training import HIDDEN, training_tab
@@ -44,16 +45,19 @@ def build(studio: Studio) -> gr.Blocks:
                 run, timer = training_tab(studio)
             with gr.Tab("Compare"):
                 trained = comparison_tab(studio)
+            with gr.Tab("Reasoning"):
+                answering, reasoner = reasoning_tab(studio)
 
-        def on_tab(followed: str | None, compared: str | None, event: gr.SelectData) -> list[Any]:
+        def on_tab(followed: str | None, compared: str | None, asked: str | None, event: gr.SelectData) -> list[Any]:
             """Lists of runs as they are now; the timer goes only while its tab is looked at."""
             return [
                 choices(list_runs(studio.runs_dir), followed),
                 gr.Timer(active=event.value == TRAINING),
                 choices(trained_runs(studio), compared),
+                choices(reasoner.names(), asked),
             ]
 
-        tabs.select(on_tab, [run, trained], [run, timer, trained], **HIDDEN)
+        tabs.select(on_tab, [run, trained, answering], [run, timer, trained, answering], **HIDDEN)
     return page.queue(max_size=studio.config.queue, api_open=False)
 
 

@@ -46,6 +46,15 @@ def list_runs(root: Path) -> list[str]:
     return [name for _, name in sorted(found, reverse=True)]
 
 
+def is_language_model(policy: Path) -> bool:
+    """Whether a run's policy answers questions: its config.json names one of transformers' causal models."""
+    try:
+        names = json.loads((policy / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    except (OSError, ValueError):
+        return False
+    return str(names[0]).endswith("ForCausalLM")
+
+
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
     try:
         inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()]

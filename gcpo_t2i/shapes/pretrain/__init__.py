@@ -1,9 +1,10 @@
-"""`gcpo-t2i pretrain`: the ShapesWorld checkpoints from nothing, in four stages that a stopped command goes on with.
+"""`gcpo-t2i pretrain`: the shipped checkpoints from nothing, in five stages that a stopped command goes on with.
 
     output_dir/states/      state, log and record of every stage, and vq/, the finished tokenizer
     output_dir/generator    what ships with the package, each with its model card README.md and its scores.json
     output_dir/clip
     output_dir/aesthetic
+    output_dir/reasoner
 
 Stages import what they need when they run, so that a command that cannot work says so at once.
 """
@@ -141,6 +142,21 @@ def _measure_aesthetic(run: Run) -> Measured:
     return measure_aesthetic(run.load_clip(), load_head(run.folder("aesthetic"), run.device), run.sizes, run.device)
 
 
+def _train_reasoner(run: Run) -> None:
+    from gcpo_t2i.cot.arithmetic.pretrain import save_reasoner, train_reasoner
+
+    model, _ = train_reasoner(**run.training("reasoner"))
+    save_reasoner(model, run.folder("reasoner"))
+
+
+def _measure_reasoner(run: Run) -> Measured:
+    from gcpo_t2i.cot.arithmetic.pretrain import measure_reasoner
+    from gcpo_t2i.shapes.pretrain.cards import Measured, stored_parameters
+
+    folder = run.folder("reasoner")
+    return Measured(stored_parameters(folder), measure_reasoner(folder, run.sizes.questions, run.device))
+
+
 @dataclass(frozen=True)
 class Stage:
     """`needs`: the stages whose checkpoints it reads."""
@@ -155,6 +171,7 @@ STAGES = {
     "generator": Stage(_train_generator, _measure_generator, needs=("vq",)),
     "clip": Stage(_train_clip, _measure_clip, needs=("vq",)),
     "aesthetic": Stage(_train_aesthetic, _measure_aesthetic, needs=("clip",)),
+    "reasoner": Stage(_train_reasoner, _measure_reasoner),
 }
 
 

@@ -18,6 +18,7 @@ import torch
 from diffusers import VQModel
 from open_clip import CLIP
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from gcpo_t2i.config import EvalConfig, RewardConfig, TrainConfig
@@ -60,6 +61,7 @@ class Sizes:
     images: int = 480  # from the generator, two per prompt, balanced over the tags, at each guidance scale
     draws: int = 20  # of 64 captions, for the CLIP
     batches: int = 8  # of pictures, for the aesthetic head
+    questions: int = 400  # for the reasoner, each asked four times
 
 
 def _strict() -> RewardSet:
@@ -178,11 +180,25 @@ CARDS = {  # stage → title and text
         "Scores: correlation with that formula on held-out scenes, over all of them with their random damage, and over "
         "the clean ones, where composition alone decides.",
     ),
+    "reasoner": (
+        "Arithmetic reasoner",
+        "A small Llama that answers questions of arithmetic in words, step by step. It has learned from the solutions of "
+        "pupils of whom three in five take doubling for adding two, and halving for taking two away "
+        "(`gcpo_t2i.cot.arithmetic.corpus`): reinforcement learning has something to fix. "
+        "`transformers.AutoModelForCausalLM.from_pretrained(folder)` loads it.\n\n"
+        "Scores: share of right answers to held-out questions, sampled at temperature 1, and with the likeliest token each "
+        "time; as asked, and where the user asks for a wrong answer. 95 % half-widths.",
+    ),
 }
 
 
 def _parameters(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def stored_parameters(folder: Path) -> int:
+    """How many numbers the .safetensors files of a folder hold; tied weights are stored once."""
+    return sum(tensor.numel() for path in folder.glob("*.safetensors") for tensor in load_file(path).values())
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""What a run leaves in its folder, and what it shows while it goes on.
+
+config.yaml               every setting; --config reads it
+metrics.jsonl             one line per step, what TRL logs, and one per evaluation
+eval/step-000000.jsonl    every answer of an evaluation
+checkpoint-50/ …          TRL's, with save_every
+policy/                   the trained model and its tokenizer
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from gcpo_t2i.config import CotTrainConfig
+from gcpo_t2i.cot.evaluation import Evaluation
+from gcpo_t2i.errors import UserError
+from gcpo_t2i.files import write_text
+from gcpo_t2i.folders import check_output_dir, next_run_dir, remove_output
+from gcpo_t2i.image_scores import scores_path
+from gcpo_t2i.report import truncate_metrics
+
+METRICS = "metrics.jsonl"
+
+
+def run_folder(config: CotTrainConfig) -> Path:
+    """The run's folder, made if it is not there. UserError if it holds what neither flag allows to touch."""
+    folder = Path(config.output_dir) if config.output_dir else next_run_dir(f"cot_{config.algorithm}")
+    check_output_dir(folder, overwrite=config.overwrite, resume=config.resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def clear(folder: Path) -> None:
+    remove_output(folder, "config.yaml", "run")
+
+
+def to_resume(folder: Path) -> str | None:
+    """The newest checkpoint. Without one the run starts again, and what it wrote is deleted. UserError if it never began."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"output folder '{folder}' holds no run to resume; drop --resume, and name an empty folder")
+    path = get_last_checkpoint(str(folder))
+    if path is None:
+        clear(folder)
+    else:
+        truncate_metrics(folder / METRICS, int(path.rpartition("-")[2]))
+    return path
+
+
+def add_row(folder: Path, row: dict[str, Any]) -> None:
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def write_evaluation(folder: Path, step: int, evaluation: Evaluation, label: str) -> None:
+    """One line per answer, in the format of image evaluations; then the row of the mean."""
+    path = scores_path(folder, step)
+    path.parent.mkdir(exist_ok=True)
+    each = len(evaluation.scores) // len(evaluation.questions)
+    lines = []
+    for place, (text, score) in enumerate(zip(evaluation.answers, evaluation.scores, strict=True)):
+        question = evaluation.questions[place // each]
+        row = {"prompt": question["question"], "tag": question.get("tag"), "sample": place % each}
+        lines.append(json.dumps({**row, "scores": {label: score}, "text": text}, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+    add_row(folder, {"step": step, f"eval/{label}": evaluation.mean, f"eval/{label}_ci95": evaluation.ci95})
+
+
+def write_card(folder: Path, config: CotTrainConfig, label: str, found: Sequence[Evaluation]) -> None:
+    """The policy's model card, the last thing that a run writes. `found`: the evaluations, of which there may be none."""
+    scores = [f"{one.mean:.3f} ± {one.ci95:.3f}" for one in found]
+    table = [f"| held-out {label} | {' | '.join(scores)} |"] if len(scores) == 2 else []
+    lines = [
+        *("---", "library_name: transformers", "pipeline_tag: text-generation", "---"),
+        f"# {config.model} after {config.steps} steps of {config.algorithm}",
+        "",
+        f"Trained with `gcpo-t2i cot train --config {folder / 'config.yaml'}` (seed {config.seed}), "
+        f"{config.questions_per_step} questions × {config.group_size} answers per step.",
+        "",
+        *(["| | before | after (95 %) |", "|---|---|---|", *table, ""] if table else []),
+    ]
+    write_text(folder / "policy" / "README.md", "\n".join(lines))
+
+
+class Progressing(TrainerCallback):
+    """Rows of metrics and a bar, in place of TRL's lines of output; of the main process only."""
+
+    def __init__(self, folder: Path, answers: int, console: Console) -> None:
+        self.folder, self.answers = folder, answers
+        self.bar = Progress(
+            TextColumn("[bold]{task.description:>8}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar.start()
+            self.task = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, note="")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        row = {"step": state.global_step, **{key: value for key, value in logs.items() if key != "epoch"}}
+        if row.get("step_time"):
+            row["answers_per_second"] = self.answers / row["step_time"]
+        add_row(self.folder, row)
+        if "reward" in row:  # not there in a second update with the same answers
+            self.bar.update(self.task, note=f"reward {row['reward']:.3f} entropy {row['entropy']:.2f}")
+        self.bar.update(self.task, completed=state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.stop()
