@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 
 from rewards.boxes import (
     OFFICIAL,
-    RELATIONS,
     Detection,
     Limits,
     box_iou,
@@ -24,6 +23,7 @@ from rewards.boxes import (
     relative_position,
     without_mask,
 )
+from rewards.clauses import metadata_of
 from rewards.errors import RewardError, did_you_mean
 from rewards.loading import load_object, make
 from rewards.rules import Metadata, evaluate, misses
@@ -137,29 +137,6 @@ DETECTORS = {
 _CHUNK = 32  # images between detection and verdict at a time: their masks are in memory
 
 
-def _metadata(tag: str | None, include: Any, exclude: Any) -> Metadata | None:
-    """One sample's specification from its columns, None if it has none. Tables fill absent keys with None: dropped."""
-    if include is None and exclude is None:
-        return None
-    clauses = {"include": include or (), "exclude": exclude or ()}
-    cleaned = {key: [{k: v for k, v in c.items() if v is not None} for c in value] for key, value in clauses.items()}
-    return {"tag": tag, **cleaned}
-
-
-def _check_clause(clause: Metadata, before: int) -> None:
-    for key in ("class", "count"):
-        if key not in clause:
-            raise RewardError(f"GenEval clause {dict(clause)} has no {key!r}")
-    if "position" in clause:
-        relation, target = clause["position"]
-        if relation not in RELATIONS:
-            raise RewardError(f"relation {relation!r} is unknown{did_you_mean(str(relation), RELATIONS)}")
-        if not -before <= target < before:
-            raise RewardError(
-                f"position of {clause['class']!r} refers to clause {target}, which does not come before it"
-            )
-
-
 class GenEval:
     """GenEval as a reward. Needs the prompts' columns `tag`, `include` and `exclude`; None for samples without them.
 
@@ -219,11 +196,7 @@ class GenEval:
         return getattr(self.detector, {"class": "classes", "color": "colors"}[key], None)
 
     def _check(self, metadata: Metadata) -> None:
-        """Refuse what could only ever score zero: broken clauses, and words that the detector has no notion of."""
-        for i, clause in enumerate(metadata["include"]):
-            _check_clause(clause, before=i)
-        for clause in metadata["exclude"]:
-            _check_clause(clause, before=0)
+        """Refuse what could only ever score zero: words that the detector has no notion of."""
         for key in ("class", "color"):
             known = self._words(key)
             asked = [c[key] for c in (*metadata["include"], *metadata["exclude"]) if key in c]
@@ -241,11 +214,11 @@ class GenEval:
         """The metadata of each of `number` samples, None where there is none. RewardError, with the sample's index, for what
         could only score zero."""
         columns = [[None] * number if column is None else column for column in (tag, include, exclude)]
-        specs = [_metadata(*row) for row in zip(*columns, strict=True)]
-        for index, spec in enumerate(specs):
+        specs: list[Metadata | None] = []
+        for index, row in enumerate(zip(*columns, strict=True)):
             try:
-                if spec is not None:
-                    self._check(spec)
+                specs.append(metadata_of(*row))
+                self._check(specs[-1] or {"include": [], "exclude": []})
             except RewardError as error:
                 raise RewardError(str(error), sample=index) from error
         return specs

@@ -212,6 +212,13 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         lambda p: p.reward("geneval"),
         "reward 'geneval' applies to none of the prompts",
     ),
+    "number of objects in words": (
+        lambda p: [
+            *p.prompts("a.jsonl", '{"prompt": "two stars", "include": [{"class": "star", "count": "two"}]}\n'),
+            *("--rewards", '[{"name": "geneval"}]'),
+        ],
+        "a.jsonl, line 1: reward 'geneval': GenEval clause {'class': 'star', 'count': 'two'}: 'count' must be a whole number",
+    ),
     # --- models
     "no model": (lambda p: p.train("--model", "nowhere"), "nowhere"),
     "damaged weights": (lambda p: p.model_with("trunk/model.safetensors", cut), "trunk"),

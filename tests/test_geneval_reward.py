@@ -292,12 +292,29 @@ def test_keys_that_a_table_filled_with_none_are_absent() -> None:
         ({"count": 1}, "GenEval clause {'count': 1} has no 'class'"),
         ({"class": "cat", "count": 1, "position": ["left", 0]}, r"'left' is unknown; did you mean 'left of'\?"),
         ({"class": "cat", "count": 1, "position": ["above", 1]}, "clause 1, which does not come before it"),
+        ({"class": "cat", "count": "one"}, "'count' must be a whole number, not 'one'"),
+        ({"class": "cat", "count": 1.0}, r"'count' must be a whole number, not 1\.0"),
+        ({"class": "cat", "count": True}, "'count' must be a whole number, not True"),
+        ({"class": "cat", "count": -1}, "'count' must be >= 0, not -1"),
+        ({"class": ["cat"], "count": 1}, r"'class' must be a text, not \['cat'\]"),
+        (
+            {"class": "cat", "count": 1, "position": "above"},
+            r"'position' must be .* such as \[\"left of\", 0\], not 'above'",
+        ),
+        ({"class": "cat", "count": 1, "position": ["above", "dog"]}, "'position' must be a relation and the number"),
     ],
 )
 def test_metadata_that_could_only_score_zero_is_an_error(clause: dict, message: str) -> None:
     include = [{"class": "dog", "count": 1}, clause]
     with pytest.raises(RewardError, match=message):
         GenEval(FakeDetector())(images_with(1), [""], include=[include])
+
+
+@pytest.mark.parametrize("value", ["dog", 3, {"class": "dog", "count": 1}, ["dog"], [["dog", 1]]])
+def test_columns_that_hold_no_clauses_are_an_error(value: object) -> None:
+    for column in ("include", "exclude"):
+        with pytest.raises(RewardError, match=rf"{column} must be a list such as "):
+            GenEval(FakeDetector())(images_with(1), [""], **{column: [value]})
 
 
 def test_excluded_classes_are_checked_too() -> None:
