@@ -59,7 +59,7 @@ SHAPES = {
     "small_janus": Shape("janus", 256, 8, 8, 704, side=16, codes=4096, vq_channels=32, vq_scale=8),
     "janus_pro_1b": Shape("janus", 2048, 24, 16, 5632),
     "janus_pro_7b": Shape("janus", 4096, 30, 32, 11008),
-    "llamagen_xl": Shape("llamagen", 1280, 36, 20, 3456, side=16),
+    "llamagen_xl": Shape("llamagen", 1280, 36, 20, 3584, side=16),
 }
 
 
