@@ -7,6 +7,7 @@ does the work is imported last, when all settings have been checked.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: the command's own or 0, 2 for what the user can mend (one line on stderr),
     128 + the signal for a run that was asked to end (130 after Ctrl-C)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # each of its tries without a network; ours names the cure
     try:
         return _dispatch(argv)
     except SystemExit as stop:  # argparse's way to end --help

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -55,6 +56,12 @@ def test_overview_names_every_command(run, arguments):
     assert result.code == 0 and result.err == ""
     for name, command in COMMANDS.items():
         assert f"  {name} " in result.out and command.summary in result.out
+
+
+def test_the_hubs_tries_are_not_told_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    main(["--version"])
+    logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+    assert not caplog.messages
 
 
 def test_version(run):

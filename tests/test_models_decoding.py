@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import ClassVar
 
 import pytest
@@ -73,6 +74,13 @@ def test_cached_equals_uncached(
     check_against_full_forward(
         policy, rollout, cond.repeat_interleave(2), null.repeat_interleave(2), guidance, temperature
     )
+
+
+def test_sampling_asks_the_library_for_nothing_that_it_warns_of() -> None:
+    policy = tiny_policy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policy.sample(*both(policy), group=1, guidance=2.0, generator=seeded())
 
 
 @pytest.mark.gpu

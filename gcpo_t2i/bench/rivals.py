@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from gcpo_t2i.models.cache import cache_keyword
 from gcpo_t2i.models.policy import Condition, Scores
 
 
@@ -55,13 +56,12 @@ def plain_rollout(policy: Any, cond: Condition, null: Condition, guidance: float
     """Codes (B, T) for B rows of cond and null: growing cache, every row prefilled by itself, no log-probs."""
     rows = Condition.cat([cond, null])
     embeds, mask, cache = policy.prefix(rows), rows.mask, DynamicCache()
+    how: dict[str, Any] = {cache_keyword(policy.trunk): cache, "use_cache": True}
     codes: list[Tensor] = []
     for _ in range(policy.grid[0] * policy.grid[1]):
         filled = cache.get_seq_length()
         positions = torch.arange(filled, filled + embeds.shape[1], device=mask.device)[None]
-        output = policy.trunk(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        output = policy.trunk(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **how)
         positive, negative = policy.head(output.last_hidden_state[:, -1]).chunk(2)
         drawn = torch.multinomial((negative + guidance * (positive - negative)).softmax(-1), 1)  # (B, 1)
         codes.append(drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +33,17 @@ class Prefix:
     mask: Tensor  # (N, K) bool
 
 
+def cache_keyword(trunk: Any) -> str:
+    """What the trunk's library calls the cache that a pass goes on from; the old name warns where there is a new one."""
+    return "cache" if "cache" in inspect.signature(type(trunk).forward).parameters else "past_key_values"
+
+
 def prefill(trunk: Any, embeds: Tensor, mask: Tensor, start: int) -> tuple[Tensor, Prefix]:
     """Runs captions (N, K, D), mask (N, K) bool, at positions start … start+K−1 → last outputs (N, D), keys and values."""
     past = DynamicCache()
     positions = torch.arange(start, start + mask.shape[1], device=embeds.device)[None]
-    output = trunk(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
-    )
+    how: dict[str, Any] = {cache_keyword(trunk): past, "use_cache": True}
+    output = trunk(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **how)
     layers: list[Any] = past.layers
     dtype = working_dtype(embeds)  # autocast leaves both in float32
     keys, values = [layer.keys.to(dtype) for layer in layers], [layer.values.to(dtype) for layer in layers]
