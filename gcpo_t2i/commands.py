@@ -80,7 +80,8 @@ part, and the time per step and per run. Options are those of train; nothing is 
   gcpo-t2i plan
   gcpo-t2i plan --group_size 16 --micro_batch_size 8
   gcpo-t2i plan --config configs/shapesworld_grpo.yaml --processes 4
-  gcpo-t2i plan --measure false --device cuda               # without a GPU at hand: no times""",
+  gcpo-t2i plan --measure false --device cuda               # without a GPU at hand: no times
+  gcpo-t2i plan --gpu h100 --processes 8                    # does memory do, and how long does a step take at least?""",
     ),
     "probe": Command(
         ProbeConfig,

@@ -29,10 +29,12 @@ from gcpo_t2i.models import decoding, load_policy, teacher_forcing
 from gcpo_t2i.models.cache import Cache
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.models.lora import Adapters, trainable
-from gcpo_t2i.models.sizes import read_sizes, with_adapters
+from gcpo_t2i.models.sizes import Sizes, read_sizes, with_adapters
 from gcpo_t2i.models.trunk import recomputed
+from gcpo_t2i.parsing import load_config
 from gcpo_t2i.plan import Plan, cautions, make_plan, memory, timing
 from gcpo_t2i.plan.counts import Counts
+from gcpo_t2i.plan.datasheet import GPUS, Gpu, Least, least_times
 from gcpo_t2i.plan.memory import Memory, Precision
 from gcpo_t2i.plan.show import clock
 from gcpo_t2i.plan.timing import Times
@@ -459,9 +461,95 @@ def test_a_gpu_can_be_planned_for_without_one(command: list[str], capsys: pytest
         assert "device 'cuda' is not there" in capsys.readouterr().err
 
 
+JANUS = Sizes(
+    grid=(24, 24), codes=16384, caption_tokens=64, dim=2048, layers=24, heads=16, kv_heads=16, head_dim=128, mlp_dim=5632,
+    parameters=2_076_636_811, trainable=1_442_940_928, float_parameters=109_650_571, image_elements=18_874_368,
+)  # fmt: skip
+PUBLISHED = {
+    "janus_pro_1b_geneval": JANUS,
+    "janus_pro_7b_geneval": replace(
+        JANUS, dim=4096, layers=30, heads=32, kv_heads=32, mlp_dim=11008, parameters=7_407_773_323, trainable=6_490_935_296,
+        float_parameters=155_789_963,
+    ),
+    "llamagen_xl_hps": Sizes(
+        grid=(16, 16), codes=16384, caption_tokens=120, dim=1280, layers=36, heads=20, kv_heads=20, head_dim=64, mlp_dim=3584,
+        parameters=2_050_435_611, trainable=777_678_080, float_parameters=48_984_347, image_elements=8_388_608,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "settings", "said"),
+    [
+        ("janus_pro_1b_geneval", 1, {}, "63.9 GiB on one"),
+        ("janus_pro_1b_geneval", 8, {}, "37.6 on each of 8"),
+        ("janus_pro_1b_geneval", 8, {"sharded": True}, "20.6 on each of 8 with fsdp2.yaml"),
+        ("janus_pro_7b_geneval", 8, {}, "25.7 GiB on each of 8"),
+        ("janus_pro_7b_geneval", 1, {}, "91.3 (141 GB)"),
+        ("janus_pro_7b_geneval", 1, {"rollout_batch_size": 32}, "35.1 with --rollout_batch_size 32"),
+        ("janus_pro_7b_geneval", 8, {"sharded": True, "lora": LoraConfig()}, "8 with fsdp2.yaml 70.2"),
+        ("llamagen_xl_hps", 1, {}, "33.8 GiB on one"),
+        ("llamagen_xl_hps", 8, {}, "29.5 on each of 8"),
+        ("llamagen_xl_hps", 8, {"sharded": True}, "15.8 on each of 8 with fsdp2.yaml"),
+    ],
+)
+def test_memory_that_the_config_files_name_is_what_is_planned(
+    name: str, processes: int, settings: dict[str, Any], said: str
+) -> None:
+    path = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    config = PlanConfig(**(vars(load_config(path)) | {"processes": processes, "gpu": "h100"} | settings))
+    sizes = with_adapters(PUBLISHED[name], config.lora)
+    counts = Counts.of(config, sizes)
+    peak = Memory.of(config, sizes, counts, sizes.caption_tokens, CUDA, 0, 0).peak
+    head = " ".join(path.read_text(encoding="utf-8").replace("#", " ").split())
+    assert said in head and f"{peak / 2**30:.1f}" in said
+    if not settings:
+        hours = counts.steps * least_times(config, sizes, counts, sizes.caption_tokens, GPUS["h100"]).step / 3600
+        assert (
+            f"{hours:.1f}" in head.partition("time: ")[2].partition("expected:")[0] or hours > 6
+        )  # 7B on one: in parts
+
+
+def test_least_times_by_hand(tiny_folder: Path, reward_file: Path, tmp_path: Path) -> None:
+    """Steps on a GPU that reads 1 byte/s and multiplies at 1/s, each time with the other one free."""
+    sizes = replace(EMBEDDED, grid=(1, 3), codes=5, dim=4, layers=2, heads=2, kv_heads=1, head_dim=2, mlp_dim=3)
+    config = settings(tiny_folder, reward_file, tmp_path, guidance=2.0, scoring="conditional", micro_batch_size=4)
+    layers, head, rows = 2 * 4 * (2 * 4 + 2 * 2 + 3 * 3), 4 * 5, 16  # 168, 20, 8 images × 2 branches
+    filled = 8 + 9  # after a prefix of 7, the 2nd and the 3rd code attend to so many positions
+    read = 2 * (2 * layers + 4 * head) + 2 * 2 * 2 * 2 * rows * filled
+    products = rows * (2 * (layers + head) * 2 + 4 * 2 * 4 * filled)
+    image = 2 * layers * 9 + 2 * head * 3 + 2 * 2 * 4 * 9**2
+    slow_memory, slow_products = Gpu(1, 1.0, 1e30), Gpu(1, 1e30, 1.0)
+
+    def least(gpu: Gpu, **changes: Any) -> Least:
+        changed = replace(config, **changes)
+        return least_times(changed, sizes, Counts.of(changed, sizes), 7, gpu)
+
+    assert least(slow_memory).rollout == read and least(slow_products).rollout == products
+    kl = config.monitor.images  # 8 images in two passes of 4, as many as are trained on
+    assert kl == 8 and least(slow_products).update == 8 * image * (3 + 1)
+    assert least(slow_products, monitor=MonitorConfig(kl=False)).update == 8 * image * 3
+    lora, kept = LoraConfig(rank=2), MonitorConfig(kl=False)
+    assert least(slow_products, lora=lora, monitor=kept, gradient_checkpointing=True).update == 8 * image * 3
+    assert least(slow_memory, rollout_batch_size=4).rollout == read + 2 * (2 * layers + 4 * head)  # in two parts
+
+
+def test_a_gpu_that_is_not_here_by_its_data_sheet(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = [word for word in command if word not in ("--device", "cpu")]
+    assert main([*elsewhere, "--gpu", "h200"]) == 0
+    out = capsys.readouterr().out
+    assert "Time at least, by the data sheet of the h200" in out and "139.00 GB" in out and "warning: memory" not in out
+    assert main([*elsewhere, "--gpu", "a100", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["device"] == "a100" and plan["times"] is None and plan["free_memory"] == 79 << 30
+    assert plan["least"]["rollout"] > 0 and plan["least"]["update"] > 0
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
+        (["--gpu", "h100"], "gpu h100 takes the place of device 'cpu'; drop one of them"),
+        (["--gpu", "h1000"], "gpu: 'h1000'"),
         (["--device", "cuda;0", "--measure", "false"], "device 'cuda;0' is unknown; use cpu, cuda or cuda:N"),
         (["--processes", "3"], "prompts_per_step 2 cannot be split evenly over 3 processes"),
         (["--group_size", "1"], "group_size 1 leaves no group"),

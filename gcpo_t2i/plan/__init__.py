@@ -15,6 +15,7 @@ from gcpo_t2i.models import policy_class
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.models.sizes import Sizes, read_sizes, with_adapters
 from gcpo_t2i.plan.counts import Counts
+from gcpo_t2i.plan.datasheet import GPUS, Least, least_times
 from gcpo_t2i.plan.fit import CURES, fitting
 from gcpo_t2i.plan.machine import free_disk, free_memory, growth, held_bytes
 from gcpo_t2i.plan.memory import FLOAT, Memory
@@ -36,6 +37,7 @@ class Plan:
     memory: Memory
     free_memory: int | None  # of the device
     times: Times | None = None
+    least: Least | None = None  # of a GPU that is not here
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -66,11 +68,13 @@ def plan(config: PlanConfig) -> None:
 
 def make_plan(config: PlanConfig) -> Plan:
     """The plan of the run that `config` describes. Of what it loads and writes to measure it leaves nothing behind."""
+    if config.gpu:
+        config = replace(config, measure=False)
     folder = model_folder(config.model)
     sizes = with_adapters(read_sizes(folder), config.lora)
     sampler = PromptSampler(load_prompts(config.train_prompts), config.seed, config.train_mix)
     load_prompts(config.eval.prompts)
-    device = resolve_device(config.device) if config.measure or config.device is None else named_device(config.device)
+    device = _device(config)
     on_cpu = device.type == "cpu"
     here = config.measure or on_cpu  # whether what a device holds can be asked
     policy_class(folder)  # its libraries count before the weights do
@@ -78,12 +82,13 @@ def make_plan(config: PlanConfig) -> Plan:
     rewards, reward_bytes = growth(device, lambda: _load_rewards(config, device)) if here else (None, 0)
     policy, adapters = load_to_train(config, device) if config.measure else (None, None)
     prefix = sizes.caption_tokens if policy is None else _longest_caption(policy, sampler)
-    free = free_memory(device, config.processes) if here else None
+    free = free_memory(device, config.processes) if here else GPUS[config.gpu].memory if config.gpu else None
     if config.micro_batch_size == "auto":
         config = replace(config, micro_batch_size=fitting(config, sizes, device, libraries + reward_bytes, free))
     counts = Counts.of(config, sizes)
     memory = Memory.of(config, sizes, counts, prefix, device, libraries, reward_bytes)
-    result = Plan(str(device), sizes, counts, memory, free)
+    least = least_times(config, sizes, counts, prefix, GPUS[config.gpu]) if config.gpu else None
+    result = Plan(config.gpu or str(device), sizes, counts, memory, free, least=least)
     result.warnings.extend(cautions(config, result))
     if policy is None or rewards is None or not result.fits:
         return result
@@ -95,6 +100,12 @@ def make_plan(config: PlanConfig) -> Plan:
             f"--rollout_batch_size (now {counts.at_once}), or plan without it: --measure false"
         ) from error
     return replace(result, times=times)
+
+
+def _device(config: PlanConfig) -> torch.device:
+    if config.gpu:
+        return torch.device("cuda")
+    return resolve_device(config.device) if config.measure or config.device is None else named_device(config.device)
 
 
 def _load_rewards(config: PlanConfig, device: torch.device) -> tuple[RewardSet, RewardSet]:
@@ -113,7 +124,7 @@ def cautions(config: PlanConfig, result: Plan) -> list[str]:
     if not result.fits and result.free_memory is not None:
         found.append(
             f"memory: {gigabytes(result.memory.peak)} are needed per process, {gigabytes(result.free_memory)} are free; "
-            f"lower --micro_batch_size (activations), {CURES}. Times were not measured"
+            f"lower --micro_batch_size (activations), {CURES}" + ("" if config.gpu else ". Times were not measured")
         )
     if config.group_size == 2:
         found.append("group_size 2: the mean of two images is a poor baseline, and many pairs will have equal rewards")

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from gcpo_t2i.config import PlanConfig
 from gcpo_t2i.plan.counts import Counts
+from gcpo_t2i.plan.datasheet import Least
 from gcpo_t2i.plan.memory import Memory
 from gcpo_t2i.plan.timing import Times
 
@@ -55,7 +56,7 @@ def show(config: PlanConfig, plan: Plan) -> None:
         f"{plan.sizes.trainable / 1e6:.1f} M of them trained; {plan.device}, {processes}\n"
     )
     console.print(_batch_table(config, plan.counts))
-    console.print(_memory_table(plan.memory, plan.free_memory))
+    console.print(_memory_table(plan.memory, plan.free_memory, rewards=plan.free_memory is not None and not config.gpu))
     if plan.times is not None:
         console.print(_time_table(config, plan.counts, plan.times, plan.checkpoint_bytes))
         console.print(
@@ -64,6 +65,8 @@ def show(config: PlanConfig, plan: Plan) -> None:
             "loading, messages between processes. Where other work runs now, times come out too long.",
             style="dim",
         )
+    if plan.least is not None:
+        console.print(_least_table(plan.device, plan.counts, plan.least))
     for warning in plan.warnings:
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
 
@@ -107,7 +110,7 @@ def _batch_table(config: PlanConfig, counts: Counts) -> Table:
     return table
 
 
-def _memory_table(memory: Memory, free: int | None) -> Table:
+def _memory_table(memory: Memory, free: int | None, rewards: bool) -> Table:
     table = _table("Memory of a process", "", "MB", "")
     for name, size in memory.parts().items():
         if size:
@@ -117,8 +120,18 @@ def _memory_table(memory: Memory, free: int | None) -> Table:
         if memory.on_gpu
         else "the sum: what is freed is not given back"
     )
-    known = "; rewards not counted" if free is None else f"; {gigabytes(free)} free"
+    known = ("" if free is None else f"; {gigabytes(free)} free") + ("" if rewards else "; rewards not counted")
     table.add_row("[bold]peak", f"[bold]{megabytes(memory.peak)}", how + known)
+    table.add_row()
+    return table
+
+
+def _least_table(gpu: str, counts: Counts, least: Least) -> Table:
+    table = _table(f"Time at least, by the data sheet of the {gpu}", "", "", "")
+    table.add_row("rollout", clock(least.rollout), f"{counts.parts * counts.positions} positions")
+    table.add_row("update", clock(least.update), f"{counts.gradient_passes} micro-batches")
+    table.add_row("[bold]step", f"[bold]{clock(least.step)}", "without images, rewards and messages between processes")
+    table.add_row("[bold]run", f"[bold]{clock(counts.steps * least.step)}", f"{counts.steps} steps, no evaluations")
     table.add_row()
     return table
 
