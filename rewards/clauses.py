@@ -23,7 +23,7 @@ def _clauses(column: str, value: Any) -> list[Metadata]:
     given = [] if value is None else value
     if not isinstance(given, (list, tuple)) or not all(isinstance(clause, dict) for clause in given):
         raise RewardError(f'{column} must be a list such as [{{"class": "dog", "count": 1}}], not {value!r}')
-    clauses = [{key: entry for key, entry in clause.items() if entry is not None} for clause in given]
+    clauses: list[Metadata] = [{key: entry for key, entry in clause.items() if entry is not None} for clause in given]
     for index, clause in enumerate(clauses):
         _check(clause, before=index if column == "include" else 0)
     return clauses
