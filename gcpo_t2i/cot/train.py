@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import os
 import shlex
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ class Job:
 def train(config: CotTrainConfig) -> Path:
     """Runs the training that `config` describes and returns the run folder. UserError for what the user can mend."""
     check_trl()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of names that TRL still uses
     job = prepare(config)
     if os.environ.get("RANK", "0") != "0":  # the first process alone writes, and evaluates
         folder = Path(config.output_dir or "runs")
