@@ -80,6 +80,12 @@ def _served(reward: RewardConfig) -> str:
     return reward_name(reward).removeprefix("remote/")
 
 
+def spread(images: int, wanted: int) -> list[int]:
+    """Which of a step's images are looked at: as many as wanted, or all, evenly from its prompts."""
+    count = min(wanted, images)
+    return [i * images // count for i in range(count)]
+
+
 class Watch:
     """Measures a few images of a step, spread evenly over its prompts: all would cost too much, and each step has new ones.
 
@@ -95,8 +101,8 @@ class Watch:
         """`monitor/sharpness`, `…/saturation`, `…/brightness`, `…/<reward>/mean` over the images it applies to, and the
         seconds that all this took, `monitor_time`."""
         started = time.perf_counter()
-        count = min(self.images, len(batch.images))
-        chosen = [i * len(batch.images) // count for i in range(count)]
+        chosen = spread(len(batch.images), self.images)
+        count = len(chosen)
         images, prompts = [batch.images[i] for i in chosen], [batch.prompts[i // batch.group] for i in chosen]
         metrics: Metrics = {
             f"monitor/{name}": sum(map(measure, images)) / count for name, measure in STATISTICS.items()

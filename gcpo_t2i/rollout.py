@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gcpo_t2i.config import TrainConfig
 from gcpo_t2i.data import Prompt
+from gcpo_t2i.models.drawing import NULL_HIDDEN
 from gcpo_t2i.models.pictures import join_pictures
 from gcpo_t2i.models.policy import Condition, Generators, Policy, Rollout
 from gcpo_t2i.overlap import overlapped
@@ -39,6 +40,13 @@ class Sampling:
     @classmethod
     def of(cls, config: TrainConfig) -> Sampling:
         return cls(config.group_size, config.guidance, config.temperature, config.top_k, config.top_p)
+
+
+def kept_stats(config: TrainConfig, required: Collection[str]) -> frozenset[str]:
+    """What the rollouts of training keep: what of them is `required`, the entropy, and the outputs of the null branch where
+    an update scores the guided mixture, so that it needs no pass of that branch."""
+    mixture = config.scoring == "guided" and config.guidance != 1.0
+    return (ROLLOUT_STATS & set(required)) | {"entropy"} | ({NULL_HIDDEN} if mixture else set())
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         """What credit rules may ask for, each (B, T)."""
         named = {"cond_logp": self.rollout.cond_logp, "null_logp": self.rollout.null_logp, **self.rollout.stats}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        return {name: tensor for name, tensor in named.items() if tensor is not None and name != NULL_HIDDEN}
 
     def groups(self, keep: Sequence[int]) -> Batch:
         """Only the prompts with these indices, and their samples."""
@@ -218,7 +226,8 @@ def credit_tensors(policy: Policy, batch: Batch, advantage: Tensor, required: Co
 def replay(policy: Policy, batch: Batch, micro_batch_size: int, temperature: float = 1.0) -> Batch:
     """The batch with what the credit reads scored again (teacher-forced) by the policy as it is now."""
     tokens = batch.rollout.tokens
-    stats = [name for name in batch.rollout.stats if name != "entropy"]  # of the mixture that sampled: it stays
+    kept = {"entropy", NULL_HIDDEN}  # of the policy that sampled
+    stats = [name for name in batch.rollout.stats if name not in kept]
     parts = []
     for rows in torch.arange(len(tokens), device=tokens.device).split(micro_batch_size):
         prompts = rows // batch.group

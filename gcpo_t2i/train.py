@@ -41,6 +41,7 @@ from gcpo_t2i.rollout import (
     Sampling,
     collect,
     credit_tensors,
+    kept_stats,
     replay,
     sample_batch,
 )
@@ -149,7 +150,8 @@ class Trainer:
         self.required = needs(self.algorithm, self.credit_settings, config.loss.beta, config.loss.entropy_reward)
         if strange := self.required - ROLLOUT_TENSORS - ROLLOUT_STATS - GROUP_TENSORS - {"ref_logp"}:
             raise UserError(f"credit '{self.algorithm.credit.name}' needs {sorted(strange)}, which no rollout provides")
-        reference = starting_model(self.policy, self.adapters, sharded) if "ref_logp" in self.required else None
+        compared = "ref_logp" in self.required or config.monitor.kl
+        reference = starting_model(self.policy, self.adapters, sharded) if compared else None
         self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator, sharded)
         self.edits = Edits(config, self.algorithm, self.policy, self.update, self.rewards, self.processes, prompts)
         self.notes += self.edits.notes
@@ -265,7 +267,7 @@ class Trainer:
             self.rewards,
             Sampling.of(config),
             generators(config.seed, places),
-            stats=(self.required & ROLLOUT_STATS) | {"entropy"},
+            stats=kept_stats(config, self.required),
             need_null=bool(self.required & NULL_BRANCH),
             batch_size=config.rollout_batch_size,
         )

@@ -11,13 +11,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gcpo_t2i import sharding
-from gcpo_t2i.algo.loss import policy_loss, token_weights
+from gcpo_t2i.algo.loss import kl_k3, policy_loss, token_weights
 from gcpo_t2i.algo.rows import Algorithm
 from gcpo_t2i.config import OptimConfig, TrainConfig
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.models.drawing import NULL_HIDDEN
 from gcpo_t2i.models.lora import trainable
 from gcpo_t2i.models.policy import Policy
 from gcpo_t2i.models.trunk import recomputed
+from gcpo_t2i.monitor import spread
 from gcpo_t2i.processes import Processes
 from gcpo_t2i.rollout import Batch
 
@@ -67,17 +69,19 @@ class Updater:
         """One optimizer step: advantage (B,), credit (B, T), kl_factor (B, T) or None for 1 → metrics and old_logp (B, T).
 
         `old_logp` are the log-probs under the policy that sampled; None on the first update of a batch, when the policy
-        is still that one: they are then scored by the same code as the new ones. In the metrics, `skipped` is 1 if the
-        loss was not finite, and `kl` None without a reference.
+        is still that one: they are then scored by the same code as the new ones, or 0 for images that the update leaves out
+        because they have no part in the loss. In the metrics, `skipped` is 1 if the loss was not finite, and `kl` None
+        without a reference.
         """
         for settings in self.optimizer.param_groups:
             settings["lr"] = lr
-        tokens, mask = batch.rollout.tokens, batch.mask
-        weight, base_weight = self._weights(credit, mask)
+        mask, used = batch.mask, self._used(advantage)
+        counted_codes = mask & used[:, None]
+        weight, base_weight = self._weights(credit, mask), self._weights(torch.ones_like(credit), counted_codes)
         first, old_logp = old_logp is None, torch.zeros_like(credit) if old_logp is None else old_logp
         metrics: Metrics = {}
-        for rows, counted in self._micro_batches(tokens):
-            logp, entropy = self._score(self.learner, batch, rows)
+        for rows, counted in self._micro_batches(used.nonzero().flatten()):
+            logp, entropy = self._score(self.learner, batch, rows, sampled=first)
             if not logp.requires_grad:
                 raise UserError(
                     "the log-probs of the model have no gradient: what set_trainable() returned has no part in them"
@@ -107,62 +111,90 @@ class Updater:
             self.accelerator.backward(loss)
             for name, value in parts.items():
                 metrics[name] = metrics.get(name, 0.0) + value.item()
-        sampled = batch.rollout.sample_logp if self.config.scoring == "guided" else batch.rollout.cond_logp
-        gaps = (old_logp - sampled)[mask].abs()
+        gaps = (old_logp - self._sampled_logp(batch))[counted_codes].abs()
+        if self.reference is not None and "kl" not in metrics:
+            metrics["kl"] = self._watched_kl(batch) / self.processes.count
         metrics = {"kl": None, **self._sum_over_processes({**metrics, "gap": gaps.sum().item(), "codes": gaps.numel()})}
-        metrics["logp_gap/replay"] = metrics.pop("gap") / metrics.pop("codes")
+        metrics["logp_gap/replay"] = metrics.pop("gap") / max(metrics.pop("codes"), 1)
         metrics["grad_norm"] = self._step(math.isfinite(metrics["loss"]))
         metrics["skipped"] = float(not math.isfinite(metrics["grad_norm"]))
         return metrics, old_logp
 
-    def _micro_batches(self, tokens: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """Rows, and whether they count: where layers are sharded, all processes must make the same number of passes."""
-        parts = torch.arange(len(tokens), device=tokens.device).split(self.config.micro_batch)
-        passes = max(self.processes.gather(len(parts))) if self.sharded else len(parts)
-        for number in range(passes):
-            yield (parts[number], True) if number < len(parts) else (parts[-1], False)
-
-    def _weights(self, credit: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight of every token in the loss, with the credit and with uniform credit; counts are of all processes."""
-        counts = self.processes.sum(torch.stack([mask.any(dim=1).sum(), mask.sum()]))
-        averaging, (sequences, tokens) = self.algorithm.averaging, counts.tolist()
-        uniform = torch.ones_like(credit)
+    def _used(self, advantage: Tensor) -> Tensor:
+        """(B,) bool: which images have a part in the loss. Without an advantage they have none, but in KL and entropy."""
+        loss = self.config.loss
         return (
-            token_weights(credit, mask, averaging, sequences, tokens),
-            token_weights(uniform, mask, averaging, sequences, tokens),
+            torch.ones_like(advantage, dtype=torch.bool) if loss.beta > 0 or loss.entropy_coef > 0 else advantage != 0
         )
+
+    def _micro_batches(self, rows: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Of the rows (n,), and whether they count: there is one pass at least, so that there are gradients to sum up, and
+        where layers are sharded all processes must make the same number."""
+        parts = rows.split(self.config.micro_batch) if len(rows) else ()
+        passes = max(self.processes.gather(len(parts))) if self.sharded else len(parts)
+        for number in range(max(passes, 1)):
+            yield (parts[number], True) if number < len(parts) else (rows.new_zeros(1), False)
+
+    def _weights(self, credit: Tensor, mask: Tensor) -> Tensor:
+        """The weight of every token in the loss; counts are of all processes."""
+        counts = self.processes.sum(torch.stack([mask.any(dim=1).sum(), mask.sum()]))
+        sequences, tokens = counts.tolist()
+        return token_weights(credit, mask, self.algorithm.averaging, max(sequences, 1), max(tokens, 1))
 
     @torch.no_grad()
     def entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(P, G) each: mean entropy per code of the distribution that is scored, of the policy and of the reference."""
         found = []
-        tokens = batch.rollout.tokens
-        for rows, counted in self._micro_batches(tokens):
+        every = torch.arange(len(batch.mask), device=batch.mask.device)
+        for rows, counted in self._micro_batches(every):
             both = [self._score(policy, batch, rows, entropy=True)[1] for policy in (self.learner, self.reference)]
             if counted:
                 found.append(torch.stack([entropy.mean(dim=1) for entropy in both if entropy is not None]))  # (2, b)
         own, reference = torch.cat(found, dim=1).cpu().unflatten(1, (-1, batch.group))
         return own, reference
 
-    def _score(self, policy: Any, batch: Batch, rows: Tensor, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(b, T) log-probs of the sampled codes of some rows under the scoring distribution, and entropy if it is used."""
-        prompts = rows // batch.group
-        guided = self.config.scoring == "guided" and batch.null is not None
+    def _score(
+        self, policy: Any, batch: Batch, rows: Tensor, entropy: bool = False, sampled: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(b, T) log-probs of the sampled codes of some rows under the scoring distribution, and entropy if it is used.
+
+        Where the policy is still the one that `sampled` the batch, the rollout has what the null branch would give again.
+        """
+        prompts, null = rows // batch.group, None
+        if self.config.scoring == "guided" and batch.null is not None:
+            kept = batch.rollout.stats.get(NULL_HIDDEN) if sampled else None
+            null = batch.null[prompts] if kept is None else kept[rows]
         recompute = self.config.gradient_checkpointing and torch.is_grad_enabled()
         with self.accelerator.autocast(), recomputed(policy, recompute):
             scores = policy.logp(
                 batch.cond[prompts],
                 batch.rollout.tokens[rows],
                 temperature=self.config.temperature,
-                null=batch.null[prompts] if guided and batch.null is not None else None,
-                guidance=self.config.guidance if guided else 1.0,
+                null=null,
+                guidance=1.0 if null is None else self.config.guidance,
                 entropy=entropy or self.config.loss.entropy_coef > 0,
             )
         return scores.logp, scores.entropy
 
+    def _sampled_logp(self, batch: Batch) -> Tensor:
+        """(B, T), what the rollout says of its codes under the scoring distribution."""
+        return batch.rollout.sample_logp if self.config.scoring == "guided" else batch.rollout.cond_logp
+
     @torch.no_grad()
     def _reference_logp(self, batch: Batch, rows: Tensor) -> Tensor | None:
-        return None if self.reference is None else self._score(self.reference, batch, rows)[0]
+        """Where the loss asks for it."""
+        if self.reference is None or not (self.config.loss.beta > 0 or self.algorithm.reweight):
+            return None
+        return self._score(self.reference, batch, rows)[0]
+
+    @torch.no_grad()
+    def _watched_kl(self, batch: Batch) -> float:
+        """Mean KL per code from the starting model, on the images that the monitor looks at, where the loss has no such term.
+        Of the policy that sampled, whose log-probs are there."""
+        share = max(1, self.config.monitor.images // self.processes.count)
+        rows = torch.tensor(spread(len(batch.images), share), device=batch.mask.device)
+        parts = [self._score(self.reference, batch, part)[0] for part in rows.split(self.config.micro_batch)]
+        return kl_k3(self._sampled_logp(batch)[rows], torch.cat(parts)).mean().item()
 
     def _sum_over_processes(self, metrics: Metrics) -> Metrics:
         values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.accelerator.device)

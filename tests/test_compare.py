@@ -285,7 +285,7 @@ def test_other_settings_are_refused_by_name(
     started.clear()
     assert main([*command, "--train.steps", "3", "--train.loss.beta", "0.5"]) == 2
     line = error(capsys)
-    assert "train.steps (there 2, now 3), train.loss.beta (there 0.02, now 0.5)" in line and started == []
+    assert "train.steps (there 2, now 3), train.loss.beta (there 0.0, now 0.5)" in line and started == []
     taken = ["compare", "--train", str(tmp_path / "c" / "compare.yaml"), "--output_dir", str(tmp_path / "c")]
     assert main([*taken, "--algorithms", "grpo", "--seeds", "0"]) == 0 and started == []
 

@@ -17,7 +17,7 @@ from gcpo_t2i.models.policy import Condition, Rollout
 from tests.test_models_llamagen import CODES, TEXTS, logits_of, random_codes, tiny_policy
 
 NEGATIVES = [None, "blue blue", None]
-ALL_STATS = ("exact_kl", "js", "entropy")
+ALL_STATS = ("exact_kl", "js", "entropy", "null_hidden")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -51,6 +51,10 @@ def check_against_full_forward(
     close(guided.logp, rollout.sample_logp)
     assert guided.entropy is not None
     close(guided.entropy, rollout.stats["entropy"])
+    kept = policy.logp(
+        cond, rollout.tokens, temperature=temperature, null=rollout.stats["null_hidden"], guidance=guidance
+    )
+    close(kept.logp, guided.logp)
 
 
 @pytest.mark.parametrize("block", [4, 32])  # the cache grows; the cache fits at once
@@ -169,7 +173,7 @@ def decoder_of(policy: LlamaGenPolicy) -> decoding.Decoder:
         *(policy.trunk, policy.embed_codes, policy.head, prefix),
         start=0, length=16, group=2, guided=True, how=how, generator=seeded(),
     )  # fmt: skip
-    decoder.record(policy.head(hidden).repeat_interleave(2, 0))
+    decoder.record(hidden.repeat_interleave(2, 0))
     return decoder
 
 

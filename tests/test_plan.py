@@ -17,6 +17,7 @@ from gcpo_t2i.config import (
     EvalConfig,
     LoraConfig,
     LossConfig,
+    MonitorConfig,
     OptimConfig,
     PlanConfig,
     RewardConfig,
@@ -66,16 +67,20 @@ def test_counts_of_the_default_run_by_hand() -> None:
     counts = Counts.of(PlanConfig(), EMBEDDED)
     assert (counts.images, counts.tokens, counts.rows) == (64, 64 * 144, 128)
     assert (counts.micro_batches, counts.last_micro_batch) == (4, 16)
-    assert counts.forward_passes == 144 + 4 + 4 + 2 * 4  # policy, reference, and of each the null branch
-    assert (counts.evaluations, counts.eval_images, counts.eval_batches) == (2, 960, 16)
-    assert counts.checkpoints == 7  # after 20, 40, 60, 80, 100, 120 and 130 steps
+    assert counts.forward_passes == 144 + 4 + 2 * 1  # policy; the reference with and without the prompt, on 8 images
+    penalised = Counts.of(PlanConfig(loss=LossConfig(beta=0.1), updates_per_rollout=2), EMBEDDED)
+    assert penalised.reference_passes == 8
+    assert penalised.null_passes == 4 + 8  # of the policy in the second update only: the rollout keeps its own
+    assert (counts.evaluations, counts.eval_images, counts.eval_batches) == (2, 480, 8)
+    assert counts.checkpoints == 5  # after 20, 40, 60, 80 and 100 steps
 
 
 def test_counts_follow_the_settings() -> None:
     small = Counts.of(PlanConfig(processes=4, micro_batch_size=5, steps=20, eval_every=10, save_every=0), EMBEDDED)
     assert (small.prompts, small.images, small.micro_batches, small.last_micro_batch) == (2, 16, 4, 1)
     assert (small.evaluations, small.checkpoints) == (3, 1)  # step 20 is the last, whose evaluation is there anyway
-    plain = Counts.of(PlanConfig(algorithm="grpo", guidance=1, loss=LossConfig(beta=0)), EMBEDDED)
+    unwatched = MonitorConfig(kl=False)
+    plain = Counts.of(PlanConfig(algorithm="grpo", guidance=1, monitor=unwatched), EMBEDDED)
     assert (plain.branches, plain.eval_branches, plain.reference_passes, plain.rounds) == (1, 1, 0, 1)
     contrasted = Counts.of(PlanConfig(guidance=1), EMBEDDED)
     assert (contrasted.branches, contrasted.eval_branches) == (2, 1)  # the credit needs the null branch, scores do not
@@ -86,7 +91,7 @@ def test_a_step_that_is_sampled_in_parts_by_hand() -> None:
     config = PlanConfig(rollout_batch_size=24)
     counts, whole = Counts.of(config, EMBEDDED), of(PlanConfig(), CUDA)
     assert (counts.images, counts.at_once, counts.parts, counts.last_part, counts.rows) == (64, 24, 3, 16, 48)
-    assert counts.forward_passes == 3 * 144 + 4 + 4 + 2 * 4
+    assert counts.forward_passes == 3 * 144 + 4 + 2 * 1
     assert of(config, CUDA).cache * 128 == whole.cache * 120  # that of an evaluation, 60 images at once
     fewer = replace(config, eval=EvalConfig(batch_size=8))
     assert of(fewer, CUDA).cache * 128 == whole.cache * 48
@@ -99,12 +104,14 @@ def test_a_step_that_is_sampled_in_parts_by_hand() -> None:
     "changes",
     [
         {},
+        {"loss": LossConfig(beta=0.1), "updates_per_rollout": 2},
+        {"monitor": MonitorConfig(kl=False)},
         {"rollout_batch_size": 4},
         {"updates_per_rollout": 2, "scoring": "conditional"},
         {"updates_per_rollout": 2, "credit": CreditConfig(source="replay"), "loss": LossConfig(beta=0)},
         {"algorithm": "grpo", "guidance": 1.0, "credit": CreditConfig(source="replay")},
     ],
-    ids=["default", "in parts", "conditional", "replay", "unguided"],
+    ids=["default", "penalised", "unwatched", "in parts", "conditional", "replay", "unguided"],
 )
 def test_forward_passes_are_those_of_a_real_step(
     tiny_folder: Path, reward_file: Path, tmp_path: Path, changes: dict[str, Any]
@@ -293,7 +300,7 @@ def test_memory_of_the_default_run_by_hand() -> None:
     assert (
         parts.peak == parts.resident + parts.cache + parts.engine + parts.logits + parts.activations + parts.attention
     )
-    assert parts.resident == 12 + 8 * n + 12 * t + 64 * 144 * 40
+    assert parts.resident == 12 + 8 * n + 12 * t + 64 * 144 * (40 + 4 * 192)
 
 
 def test_memory_on_a_gpu() -> None:
@@ -303,7 +310,7 @@ def test_memory_on_a_gpu() -> None:
     assert gpu.peak == gpu.resident + max(gpu.cache + gpu.engine, gpu.logits + gpu.activations)
     assert gpu.engine * 2 == cpu.engine
     assert of(PlanConfig(dtype="float32"), CUDA).cache * 13 == (cpu.cache - 128 * 160 * 4) * 12 + 13 * 128 * 160 * 4
-    assert of(PlanConfig(loss=LossConfig(beta=0)), CPU).reference == 0
+    assert of(PlanConfig(monitor=MonitorConfig(kl=False)), CPU).reference == 0
     wide = PlanConfig(eval=EvalConfig(batch_size=100))  # evaluation holds more rows than training
     assert of(wide, CPU).cache * 128 == cpu.cache * 200
 
@@ -323,8 +330,8 @@ def test_a_run_is_its_steps_evaluations_and_checkpoints() -> None:
     times = Times(rollout=2, decode=0.5, reward=0.25, update=1, replay=0.25, evaluation=10, checkpoint=3)
     counts = Counts.of(PlanConfig(algorithm="dapo"), EMBEDDED)
     assert times.step == 4
-    assert times.run(counts) == 130 * 4 + 2 * 10 + 7 * 3
-    assert times.run(counts, rounds=3) == 130 * (4 + 2 * 2.75) + 2 * 10 + 7 * 3  # an update is never repeated
+    assert times.run(counts) == 100 * 4 + 2 * 10 + 5 * 3
+    assert times.run(counts, rounds=3) == 100 * (4 + 2 * 2.75) + 2 * 10 + 5 * 3  # an update is never repeated
 
 
 def test_scaling_where_everything_takes_one_second(

@@ -14,13 +14,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from gcpo_t2i.algo.credit import CreditSettings
-from gcpo_t2i.config import LossConfig, RewardConfig, TrainConfig, resolve_algorithm
+from gcpo_t2i.config import LossConfig, MonitorConfig, RewardConfig, TrainConfig, resolve_algorithm
 from gcpo_t2i.data import Prompt
-from gcpo_t2i.rollout import Sampling, credit_tensors, sample_batch
+from gcpo_t2i.models.llamagen import LlamaGenPolicy
+from gcpo_t2i.rollout import Batch, Sampling, credit_tensors, sample_batch
 from gcpo_t2i.scoring import RewardSet
-from gcpo_t2i.update import Updater
+from gcpo_t2i.update import Metrics, Updater
 from tests.tiny import tiny_policy
 
 PROMPTS = ["a red circle", "two blue square", "a circle and a square", "blue"]
@@ -100,6 +102,72 @@ def test_entropies_are_those_of_both_models(reward_file: Path) -> None:
         scores = model.logp(batch.cond.repeat_interleave(2), batch.rollout.tokens, entropy=True)
         assert scores.entropy is not None and own.shape == (2, 2)
         torch.testing.assert_close(own.flatten(), scores.entropy.mean(dim=1).detach())
+
+
+def stepped(policy: LlamaGenPolicy, batch: Batch, advantage: Tensor, config: TrainConfig) -> Metrics:
+    """One step of plain gradient descent, and its metrics."""
+    update = Updater(policy, None, config, resolve_algorithm(config)[0], Accelerator(cpu=True))
+    update.optimizer = torch.optim.SGD(update.parameters)
+    return update(batch, advantage, torch.ones_like(batch.rollout.cond_logp), lr=1.0)[0]
+
+
+def test_images_without_an_advantage_are_left_out_and_the_step_is_the_same(reward_file: Path) -> None:
+    """Of 4 images two have an advantage. Their micro-batch is all that is scored; a vanishing entropy bonus has all scored."""
+    policies = tiny_policy(), tiny_policy()
+    rewards = RewardSet.load([RewardConfig(f"{reward_file}:bright")])
+    batch = sample_batch(
+        policies[0], [Prompt("blue"), Prompt("a circle")], rewards, Sampling(2, 2.0), torch.Generator()
+    )
+    advantage = torch.tensor([0.0, 0.7, -0.5, 0.0])
+    found, seen = [], []
+    for policy, coefficient in zip(policies, (0.0, 1e-30), strict=True):
+        policy.trunk.register_forward_pre_hook(
+            lambda _, __, inputs: seen.append(len(inputs["inputs_embeds"])), with_kwargs=True
+        )
+        config = TrainConfig(algorithm="grpo", micro_batch_size=2, loss=LossConfig(entropy_coef=coefficient))
+        found.append(stepped(policy, batch, advantage, config))
+    assert seen == [2, 2, *(2, 2, 2, 2)]  # the prompt's branch and the null branch of each micro-batch
+    for own, other in zip(*(policy.parameters() for policy in policies), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-7)
+    assert (policies[0].trunk.embed_tokens.weight - tiny_policy().trunk.embed_tokens.weight).abs().max() > 1e-4
+    for name in ("ratio", "loss", "grad_norm"):
+        assert found[0][name] == pytest.approx(found[1][name], abs=1e-6)
+    none = stepped(policies[0], batch, torch.zeros(4), TrainConfig(algorithm="grpo"))
+    assert (none["grad_norm"], none["skipped"], none["logp_gap/replay"]) == (0.0, 0.0, 0.0)
+
+
+def test_the_null_branch_of_the_rollout_gives_the_same_step(reward_file: Path) -> None:
+    policies = tiny_policy(), tiny_policy()
+    rewards = RewardSet.load([RewardConfig(f"{reward_file}:bright")])
+    prompts = [Prompt("blue"), Prompt("a circle", negative="red")]
+    batch = sample_batch(
+        policies[0], prompts, rewards, Sampling(2, 2.5), torch.Generator(), stats=["entropy", "null_hidden"]
+    )
+    lacking = replace(batch, rollout=replace(batch.rollout, stats={}))
+    advantage, config = torch.tensor([1.0, -1.0, 0.5, -0.5]), TrainConfig(guidance=2.5, micro_batch_size=3)
+    assert "null_hidden" not in batch.tensors()
+    for policy, own in zip(policies, (batch, lacking), strict=True):
+        assert stepped(policy, own, advantage, config)["logp_gap/replay"] < 1e-5
+    for own, other in zip(*(policy.parameters() for policy in policies), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
+
+
+def test_kl_is_watched_on_some_images_where_the_loss_has_none(reward_file: Path) -> None:
+    """Images 0 and 2 of 4: the mean over their codes of k3 = exp(d) − d − 1, d = log π_ref − log π, of the mixture."""
+    config = TrainConfig(guidance=2.0, monitor=MonitorConfig(images=2))
+    policy, reference = tiny_policy(), tiny_policy(seed=1).requires_grad_(False)
+    rewards = RewardSet.load([RewardConfig(f"{reward_file}:bright")])
+    batch = sample_batch(policy, [Prompt("blue"), Prompt("a circle")], rewards, Sampling(2, 2.0), torch.Generator())
+    assert batch.null is not None
+    logps = [
+        model.logp(batch.cond, batch.rollout.tokens[::2], null=batch.null, guidance=2.0).logp.detach()
+        for model in (policy, reference)
+    ]
+    gaps = (logps[1] - logps[0]).flatten().tolist()
+    expected = sum(math.exp(d) - d - 1 for d in gaps) / len(gaps)
+    update = Updater(policy, reference, config, resolve_algorithm(config)[0], Accelerator(cpu=True))
+    metrics, _ = update(batch, torch.ones(4), torch.ones_like(batch.rollout.cond_logp), lr=0.0)
+    assert metrics["kl"] == pytest.approx(expected, rel=1e-4) and expected > 0.01
 
 
 WORKER = """

@@ -62,8 +62,8 @@ class LossConfig:
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float | None = bounded(None, "> 0")
     """The ratio is clipped above at 1 + clip_high."""
-    beta: float = bounded(0.02, ">= 0")
-    """Factor of the KL divergence to the starting model; 0 = no KL term, and no second model in memory."""
+    beta: float = bounded(0.0, ">= 0")
+    """Factor of the KL divergence to the starting model; 0 = no KL term."""
     kl_reweight: bool = False
     """Halve the KL penalty on tokens with much credit (needs beta > 0)."""
     entropy_reward: float = bounded(0.0, ">= 0")
@@ -77,7 +77,7 @@ class LossConfig:
 class OptimConfig:
     """AdamW and its learning rate."""
 
-    learning_rate: float = bounded(4e-4, "> 0")
+    learning_rate: float = bounded(3e-4, "> 0")
     """Peak learning rate."""
     betas: tuple[float, float] = (0.95, 0.99)
     """Decay of the running mean of the gradient and of its square. The gradient is mostly noise: slower means drift less."""
@@ -113,7 +113,7 @@ class EvalConfig:
 
     prompts: str = "shapesworld:heldout"
     """Where the prompts come from; see train_prompts."""
-    num_prompts: int = bounded(480, "> 0")
+    num_prompts: int = bounded(240, "> 0")
     """How many prompts are used, balanced over their tags."""
     samples_per_prompt: int = bounded(2, "> 0")
     """Images per prompt."""
@@ -134,6 +134,9 @@ class MonitorConfig:
     not among the rewards, [] = none."""
     images: int = bounded(8, "> 0")
     """How many images of a step these rewards score, evenly from its prompts."""
+    kl: bool = True
+    """Where the loss has no KL term, measure the KL divergence to the starting model on these images. Without either no second
+    model is in memory."""
 
 
 @dataclass
@@ -163,7 +166,7 @@ class TrainConfig:
     """guidance_gcpo, gold_gcpo, critical_gcpo, stage, entropy_credit, grpo, dapo, gspo, or the control random_credit."""
     output_dir: str | None = None
     """Folder for metrics, images and the trained model; null = the first unused runs/ALGORITHM-N."""
-    steps: int = bounded(130, "> 0")
+    steps: int = bounded(100, "> 0")
     """Optimizer steps (rollouts, if updates_per_rollout is 1)."""
     seed: int = bounded(0, ">= 0")
     """Seed of everything random in training."""

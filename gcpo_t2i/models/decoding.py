@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gcpo_t2i.models import graphs
 from gcpo_t2i.models.cache import Cache, Prefix, attend_by_products, attend_fused, prefill
-from gcpo_t2i.models.drawing import Sampling, as_rollout, pick, uniform_numbers
+from gcpo_t2i.models.drawing import NULL_HIDDEN, Sampling, as_rollout, pick, uniform_numbers
 from gcpo_t2i.models.layers import Head, Layer, engine_layers
 from gcpo_t2i.models.policy import Generators, Rollout
 
@@ -95,14 +95,17 @@ class Decoder:
         self.index = torch.zeros(1, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
         self.rotary = rotary_rows(trunk, embed(self.tokens[:1]), start + self.first, length)  # row t turns code t − 1
-        self.columns: dict[str, Tensor] = {}  # name → (B, T)
+        self.columns: dict[str, Tensor] = {}  # name → (B, T), or (B, T, D)
 
-    def record(self, logits: Tensor, avoid: Tensor | None = None) -> None:
-        """Draws the next code of every sample from logits (R, V), and keeps what there is to know about it."""
+    def record(self, outputs: Tensor, avoid: Tensor | None = None) -> None:
+        """Draws the next code of every sample from the trunk's outputs (R, D), and keeps what there is to know about it."""
         uniform = self.uniform.index_select(1, self.index).squeeze(1)
-        found = pick(logits, uniform, self.guided, self.how, avoid)
+        found = pick(self.head(outputs), uniform, self.guided, self.how, avoid)
+        if NULL_HIDDEN in self.how.stats:
+            found[NULL_HIDDEN] = outputs[len(self.tokens) :]
         if not self.columns:
-            self.columns = {name: column.new_empty(self.uniform.shape) for name, column in found.items()}
+            shape = self.uniform.shape
+            self.columns = {name: column.new_empty(*shape, *column.shape[1:]) for name, column in found.items()}
         for name, column in found.items():
             self.columns[name].index_copy_(1, self.index, column[:, None])
         self.tokens.copy_(found["tokens"])
@@ -118,7 +121,7 @@ class Decoder:
         x = torch.cat([embeds, embeds]) if self.guided else embeds
         cos, sin = (rows.index_select(0, self.index) for rows in self.rotary)
         x = decode_step(self.layers, x, self.index + self.first, (cos, sin), self.cache, span)
-        self.record(self.head(normalized(x, self.norm)))
+        self.record(normalized(x, self.norm))
 
 
 @torch.no_grad()
@@ -155,6 +158,6 @@ def sample(
         generator=generator,
     )
     barred = None if avoid is None else avoid.repeat_interleave(group)
-    decoder.record(head(hidden).repeat_interleave(group, 0), barred)
+    decoder.record(hidden.repeat_interleave(group, 0), barred)
     graphs.advance(decoder, length)
     return as_rollout(decoder.columns, how)

@@ -12,7 +12,9 @@ from gcpo_t2i.algo import credit
 from gcpo_t2i.models.policy import Generators, Rollout
 
 PAIR_STATS = {"exact_kl": credit.exact_kl, "js": credit.js}  # of the two branches; "entropy" is of the mixture
-STATS = (*PAIR_STATS, "entropy")
+NULL_HIDDEN = "null_hidden"  # what the head read in the null branch, kept by whoever runs the head
+STATS = (*PAIR_STATS, "entropy", NULL_HIDDEN)
+OF_BRANCHES = {*PAIR_STATS, NULL_HIDDEN}
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Sampling:
             raise ValueError(f"expected top_k >= 0 and 0 < top_p <= 1, got {self.top_k} and {self.top_p}")
         if unknown := set(self.stats) - set(STATS):
             raise ValueError(f"unknown stats {sorted(unknown)}; known: {', '.join(STATS)}")
-        if not guided and (self.guidance != 1.0 or set(self.stats) & set(PAIR_STATS)):
+        if not guided and (self.guidance != 1.0 or set(self.stats) & OF_BRANCHES):
             raise ValueError(f"guidance {self.guidance} and stats {list(self.stats)} need a null condition")
 
 
@@ -50,14 +52,14 @@ def branches(logits: Tensor, guided: bool, how: Sampling) -> tuple[Tensor, Tenso
 def describe(cond: Tensor, null: Tensor | None, mixture: Tensor, tokens: Tensor, how: Sampling) -> dict[str, Tensor]:
     """What a rollout keeps of codes `tokens` (…) and the distributions (…, V) that they come from → named (…) tensors.
 
-    `tokens`, `cond_logp`, `null_logp` (guided), `sample_logp`, and what `how.stats` names.
+    `tokens`, `cond_logp`, `null_logp` (guided), `sample_logp`, and what `how.stats` names and distributions tell.
     """
     of_token = {"cond_logp": cond, "sample_logp": mixture} | ({} if null is None else {"null_logp": null})
     out = {name: rows.gather(-1, tokens[..., None]).squeeze(-1) for name, rows in of_token.items()}
     for name in how.stats:
         if name == "entropy":
             out[name] = credit.entropy(mixture)
-        elif null is not None:
+        elif null is not None and name in PAIR_STATS:
             out[name] = PAIR_STATS[name](cond, null)
     return {"tokens": tokens, **out}
 

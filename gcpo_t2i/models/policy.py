@@ -65,14 +65,15 @@ class Rollout:
 
     `sample_logp` is under the guided mixture at the sampling temperature, before top-k and top-p; `cond_logp` and
     `null_logp` are of the two branches at the same temperature. `stats` holds what was asked for of "exact_kl", "js"
-    (between the branches) and "entropy" (of the mixture that sampled).
+    (between the branches) and "entropy" (of the mixture that sampled), each (B, T); and "null_hidden" (B, T, D), what the
+    head read in the null branch: with it `logp` scores the same mixture without a pass of that branch.
     """
 
     tokens: Tensor  # (B, T) int64
     cond_logp: Tensor  # (B, T) float32
     null_logp: Tensor | None  # (B, T) float32; None when sampled without a null branch
     sample_logp: Tensor  # (B, T) float32
-    stats: dict[str, Tensor] = field(default_factory=dict)  # each (B, T) float32
+    stats: dict[str, Tensor] = field(default_factory=dict)  # float32, but null_hidden as the trunk returns it
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,12 @@ class Policy(Protocol):
         tokens: Tensor,
         *,
         temperature: float = 1.0,
-        null: Condition | None = None,
+        null: Condition | Tensor | None = None,
         guidance: float = 1.0,
         entropy: bool = False,
     ) -> Scores:
-        """Teacher-forced, differentiable log-probs of tokens (B, T). With `null`, of the guided mixture."""
+        """Teacher-forced, differentiable log-probs of tokens (B, T). With `null`, of the guided mixture: the null prompts, or
+        "null_hidden" (B, T, D) of the rollout."""
         ...
 
     def set_trainable(self) -> list[torch.nn.Parameter]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gcpo_t2i.models.drawing import Sampling, as_rollout, branches, describe
+from gcpo_t2i.models.drawing import NULL_HIDDEN, Sampling, as_rollout, branches, describe
 from gcpo_t2i.models.layers import Head
 from gcpo_t2i.models.policy import Rollout, Scores
 
@@ -102,4 +102,7 @@ def rescore(head: Head, hidden: Tensor, tokens: Tensor, guided: bool, how: Sampl
     for start in range(0, tokens.shape[1], size):
         cut = slice(start, start + size)
         parts.append(describe(*branches(head(hidden[:, cut]), guided, how), tokens[:, cut], how))
-    return as_rollout({name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}, how)
+    columns = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+    if NULL_HIDDEN in how.stats:
+        columns[NULL_HIDDEN] = hidden[len(tokens) :]
+    return as_rollout(columns, how)

@@ -67,17 +67,18 @@ class TrunkPolicy(nn.Module):
         tokens: Tensor,
         *,
         temperature: float = 1.0,
-        null: Condition | None = None,
+        null: Condition | Tensor | None = None,
         guidance: float = 1.0,
         entropy: bool = False,
     ) -> Scores:
         """Log-probs (B, T) float32 of tokens (B, T), differentiable; with `null`, of null + guidance * (cond − null).
 
-        The null branch gets no gradient. `entropy` is of the same distribution. See `teacher_forcing.score`.
+        The null branch gets no gradient, and no pass where its outputs (B, T, dim) are given. `entropy` is of the same
+        distribution. See `teacher_forcing.score`.
         """
         hidden = self.hidden(cond.states, cond.mask, tokens)
-        null_hidden = None
-        if null is not None and guidance != 1.0:
+        null_hidden = null if isinstance(null, Tensor) else None
+        if isinstance(null, Condition) and guidance != 1.0:
             with torch.no_grad():
                 null_hidden = self.hidden(null.states, null.mask, tokens)
         return teacher_forcing.score(

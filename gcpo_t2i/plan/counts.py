@@ -27,7 +27,7 @@ class Counts:
     micro_batches: int  # per update
     last_micro_batch: int  # images in the last one, which may be smaller
     updates: int  # per step
-    gradient_passes: int  # per step, each forward and backward over a micro-batch
+    gradient_passes: int  # per step, each forward and backward over a micro-batch, if every image has an advantage
     reference_passes: int  # per step, forward only
     null_passes: int  # per step, forward only: the other half of the guided mixture, where that is scored
     replay_passes: int  # per step, forward only: both branches scored again for the credit
@@ -66,7 +66,9 @@ class Counts:
         at_once = min(config.rollout_batch_size or images, images)
         parts = -(-images // at_once)
         scored = micro_batches * updates
-        reference = scored if "ref_logp" in required else 0
+        compared = config.loss.beta > 0 or algorithm.reweight is not None
+        watched = min(max(1, config.monitor.images // config.processes), images)  # images of each update
+        reference = scored if compared else updates * -(-watched // config.micro_batch) if config.monitor.kl else 0
         replays = config.credit.source == "replay" and bool(algorithm.credit.needs(settings) & REPLAYED)
         mixture = config.scoring == "guided" and guided
         eval_images = config.eval.num_prompts * config.eval.samples_per_prompt
@@ -86,7 +88,7 @@ class Counts:
             updates=updates,
             gradient_passes=scored,
             reference_passes=reference,
-            null_passes=(scored + reference) if mixture else 0,
+            null_passes=(scored - micro_batches + reference) if mixture else 0,  # the first update has the rollout's
             replay_passes=scored * 2 if replays else 0,
             eval_images=eval_images,
             eval_batches=-(-eval_images // config.eval.batch_size),

@@ -15,17 +15,20 @@ docs/reliability.md.)
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 import torch
 
 from gcpo_t2i.config import PlanConfig
 from gcpo_t2i.models.cache import whole_blocks
+from gcpo_t2i.models.drawing import NULL_HIDDEN
 from gcpo_t2i.models.layers import COPY_BYTES
 from gcpo_t2i.models.sizes import Sizes
 from gcpo_t2i.models.teacher_forcing import SCORE_BUDGET
 from gcpo_t2i.models.vq import CHUNK
 from gcpo_t2i.plan.counts import Counts
+from gcpo_t2i.rollout import kept_stats
 from gcpo_t2i.run import use_bfloat16
 
 FLOAT = 4  # bytes
@@ -120,7 +123,7 @@ class Memory:
             cache=cache_bytes(sizes, max(counts.rows, eval_rows), prefix, precision, grows=not on_gpu),
             engine=engine_bytes(sizes, precision),
             image_decoder=image_bytes(sizes, max(counts.at_once, config.eval.batch_size)),
-            log_probs=log_prob_bytes(sizes, counts.images),
+            log_probs=log_prob_bytes(sizes, counts.images, precision, kept_stats(config, ())),
             logits=logit_bytes(sizes, counts.micro_batch),
             activations=activation_bytes(sizes, counts.micro_batch, prefix, precision),
             attention=attention_bytes(sizes, counts.micro_batch, prefix, precision),
@@ -205,10 +208,11 @@ def logit_bytes(sizes: Sizes, batch: int) -> int:
     return 3 * FLOAT * min(batch * sizes.positions * sizes.codes, max(SCORE_BUDGET, batch * sizes.codes))
 
 
-def log_prob_bytes(sizes: Sizes, images: int) -> int:
+def log_prob_bytes(sizes: Sizes, images: int, precision: Precision, kept: Collection[str]) -> int:
     """Per code of a step: the token (8), three log-probs and the entropy of the rollout, old log-probs, credit and two
-    weights, float32."""
-    return images * sizes.positions * (8 + 8 * FLOAT)
+    weights, float32; and the outputs of the null branch, D·c, where the rollout keeps them."""
+    outputs = sizes.dim * precision.residual if NULL_HIDDEN in kept else 0
+    return images * sizes.positions * (8 + 8 * FLOAT + outputs)
 
 
 def image_bytes(sizes: Sizes, images: int) -> int:

@@ -94,7 +94,7 @@ def _batch_table(config: PlanConfig, counts: Counts) -> Table:
         ("forward passes", counts.forward_passes, "of which"),
         ("  sampling", counts.parts * counts.positions, f"a position of {counts.rows} rows each"),
         ("  policy", counts.gradient_passes, "with a backward pass"),
-        ("  reference", counts.reference_passes, "for the KL term"),
+        ("  reference", counts.reference_passes, "for the KL"),
         ("  null branch", counts.null_passes, "of the guided mixture"),
         ("  credit scored again", counts.replay_passes, "with and without the prompt"),
     ]

@@ -36,7 +36,7 @@ from gcpo_t2i.models.vq import CHUNK
 from gcpo_t2i.plan.counts import Counts
 from gcpo_t2i.plan.machine import nearest_folder
 from gcpo_t2i.plan.memory import FLOAT
-from gcpo_t2i.rollout import ROLLOUT_STATS, Batch, Sampling, replay, sample_batch
+from gcpo_t2i.rollout import Batch, Sampling, kept_stats, replay, sample_batch
 from gcpo_t2i.run import starting_model
 from gcpo_t2i.scoring import RewardSet
 from gcpo_t2i.update import Updater
@@ -136,9 +136,9 @@ def measure(
 
 
 def required_stats(config: PlanConfig) -> frozenset[str]:
-    """What the rollouts of training work out over the vocabulary."""
+    """What the rollouts of training keep besides codes and log-probs."""
     algorithm, settings = resolve_algorithm(config)
-    return (needs(algorithm, settings, config.loss.beta) & ROLLOUT_STATS) | {"entropy"}
+    return kept_stats(config, needs(algorithm, settings, config.loss.beta))
 
 
 def cycled(batch: Batch, images: int) -> Batch:
@@ -175,7 +175,7 @@ def decoding_seconds(
         hidden, filled = prefill(trunk, embeds, mask, 0)
         sizes = {"start": 0, "length": length, "group": group, "guided": branches == 2}
         decoder = Decoder(trunk, policy.embed_codes, policy.head, filled, how=how, **sizes)
-        decoder.record(policy.head(hidden).repeat_interleave(group, 0))
+        decoder.record(hidden.repeat_interleave(group, 0))
         return decoder
 
     @torch.no_grad()
@@ -220,9 +220,9 @@ def update_seconds(
     update = Updater(policy, reference, config, algorithm, accelerator)
     batch = cycled(small, counts.micro_batch)
     images = len(batch.prompts)
-    zeros = torch.zeros(images, device=accelerator.device)
+    ones = torch.ones(images, device=accelerator.device)  # what has no advantage would be left out
     credit = torch.ones_like(batch.rollout.cond_logp)
-    whole = watch.median(lambda: update(batch, zeros, credit, lr=0.0))
+    whole = watch.median(lambda: update(batch, ones, credit, lr=0.0))
     optimizer = watch.median(lambda: optimizer_step(update, config.optim.max_grad_norm))
     per_image, again = max(whole - optimizer, 0.0) / images, 0.0
     if counts.replay_passes:
