@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from gcpo_t2i.algo.credit import CreditSettings, guidance_credit
 from gcpo_t2i.cot import GuidanceGRPOConfig, GuidanceGRPOTrainer
+from gcpo_t2i.cot.gold import Generated, to_replace
 from tests.tiny_text import ANSWER_LENGTH, conversations, even_ids, settings, tiny_text_model
 
 
@@ -317,3 +318,20 @@ def test_token_masks_keep_credit_finite_where_an_answer_is_left_out(tmp_path):
     _, output = rollout(guided(tmp_path, mask_truncated_completions=True))
     assert (output["completion_mask"].sum(1) == 0).any()
     assert all(map(math.isfinite, output["advantages"].flatten().tolist()))
+
+
+def test_which_answers_are_replaced_by_hand():
+    """Groups of two: 0, 1 has a success; −1, 0 and 0.5, 0.25 have none, their worst are rows 2 and 5."""
+    failed, places = to_replace(torch.tensor([0.0, 1.0, -1.0, 0.0, 0.5, 0.25]), group=2, least=1.0)
+    assert failed.tolist() == [False, True, True] and places.tolist() == [0, 2, 5]
+
+
+def test_a_reference_has_no_log_probs_of_a_sampler(tmp_path):
+    """With vLLM: NaN, where TRL corrects nothing, for each of its tokens. The lists of TRL stay as they are."""
+    gold = guided(tmp_path, data=conversations(gold=["five"] * 3), gold_column="gold").gold
+    assert gold is not None
+    own = Generated([[1], [1]], [[7, 8], [9]], None, ["a", "b"], [[-0.1, -0.2], [-0.3]], {}, None, [])
+    new = gold._replaced(own, [{"gold": "x"}, {"gold": "five"}], {1: [5, 6, 7]})
+    assert new.completion_ids == [[7, 8], [5, 6, 7]] and new.completions == ["a", "five"]
+    assert new.logprobs is not None and new.logprobs[0] == [-0.1, -0.2] and len(new.logprobs[1]) == 3
+    assert all(map(math.isnan, new.logprobs[1])) and own.completion_ids[1] == [9]
