@@ -21,7 +21,7 @@ from gcpo_t2i.models.janus import JanusPolicy
 from gcpo_t2i.models.lora import Adapters, WithoutAdapters
 from gcpo_t2i.models.policy import Condition, Rollout
 from gcpo_t2i.plan.timing import Stopwatch
-from gcpo_t2i.rollout import Batch, Sampling, conditions, draw
+from gcpo_t2i.rollout import Batch, Sampling, conditions, draw, kept_stats
 from gcpo_t2i.run import EMBEDDED_MODEL, load_model, make_accelerator, starting_model, tuned, use_bfloat16
 from gcpo_t2i.scoring import RewardSet
 from gcpo_t2i.seeds import generators
@@ -98,9 +98,8 @@ class Workload:
 
     def _sample(self, cond: Condition, null: Condition) -> Rollout:
         config = self.config
-        return draw(
-            self.policy, cond, null, Sampling(config.group_size, config.guidance), self.generators, stats={"entropy"}
-        )
+        stats = kept_stats(self.settings, ())
+        return draw(self.policy, cond, null, Sampling(config.group_size, config.guidance), self.generators, stats)
 
     def _by_defaults(self, call: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
