@@ -24,6 +24,7 @@ from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.files import cannot_write
 from gcpo_t2i.lifeline import Lifeline
 from gcpo_t2i.metrics import sample_metrics, timing
+from gcpo_t2i.models.trained import missing
 from gcpo_t2i.monitor import Watch, watched_rewards
 from gcpo_t2i.plan.fit import settle_micro_batch
 from gcpo_t2i.processes import Processes
@@ -147,6 +148,7 @@ class Trainer:
         compared = "ref_logp" in self.required or config.monitor.kl
         reference = starting_model(self.policy, self.adapters, sharded) if compared else None
         self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator, sharded)
+        self.notes += missing(self.policy, None if self.adapters else config.optim.modules)
         self.edits = Edits(config, self.algorithm, self.policy, self.update, self.rewards, self.processes, prompts)
         self.notes += self.edits.notes
         self.prompts = PromptSampler(prompts, config.seed, config.train_mix)

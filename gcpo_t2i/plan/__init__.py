@@ -13,7 +13,7 @@ from gcpo_t2i.data import PromptSampler, load_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models import policy_class
 from gcpo_t2i.models.policy import Policy
-from gcpo_t2i.models.sizes import Sizes, read_sizes, with_adapters
+from gcpo_t2i.models.sizes import Sizes, read_sizes, to_train
 from gcpo_t2i.plan.counts import Counts
 from gcpo_t2i.plan.fit import CURES, fitting
 from gcpo_t2i.plan.machine import free_disk, free_memory, growth, held_bytes
@@ -67,7 +67,7 @@ def plan(config: PlanConfig) -> None:
 def make_plan(config: PlanConfig) -> Plan:
     """The plan of the run that `config` describes. Of what it loads and writes to measure it leaves nothing behind."""
     folder = model_folder(config.model)
-    sizes = with_adapters(read_sizes(folder), config.lora)
+    sizes = to_train(read_sizes(folder), config)
     sampler = PromptSampler(load_prompts(config.train_prompts), config.seed, config.train_mix)
     load_prompts(config.eval.prompts)
     device = resolve_device(config.device) if config.measure or config.device is None else named_device(config.device)
