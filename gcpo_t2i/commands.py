@@ -110,12 +110,14 @@ them on the same held-out images: one table and one figure, with intervals over 
 algorithm's difference to grpo and to random_credit. The same command again goes on where it was.
 
 Settings that all runs share are given as --train.KEY, or as --train FILE with the settings of a run; its
-algorithm, seed and output_dir are replaced.
+algorithm, seed and output_dir are replaced. Language models are compared with --of texts, and with --cot in the
+place of --train.
 
   gcpo-t2i compare
   gcpo-t2i compare --algorithms grpo guidance_gcpo random_credit --seeds 0 1 2 3 4 --output_dir runs/credit
   gcpo-t2i compare --train.steps 50 --train.updates_per_rollout 2 --jobs 2
-  gcpo-t2i compare --train my_run.yaml --train.optim.learning_rate 2e-4""",
+  gcpo-t2i compare --train my_run.yaml --train.optim.learning_rate 2e-4
+  gcpo-t2i compare --of texts --algorithms grpo guidance_gcpo random_credit --cot.steps 60 --output_dir runs/texts""",
     ),
     "credit-eval": Command(
         CreditEvalConfig,

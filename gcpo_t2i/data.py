@@ -98,6 +98,15 @@ def repeated(prompts: Sequence[Prompt]) -> list[Prompt]:
     return again
 
 
+def notes_on(source: str, prompts: Sequence[Prompt]) -> list[str]:
+    """What the user should know of prompts that were loaded from `source`."""
+    if again := repeated(prompts):
+        return [
+            f"{source}: {len(again)} of {len(prompts)} prompts repeat others, such as '{again[0].text}'; they come as often"
+        ]
+    return []
+
+
 def collate_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     """Every column of any of the prompts as a list aligned with them; None where a prompt lacks it."""
     names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)

@@ -25,7 +25,7 @@ INEXACT = {
 }
 
 
-def settings_as_json(config: TrainConfig) -> dict[str, Any]:
+def settings_as_json(config: Any) -> dict[str, Any]:
     """The settings as they are after a round trip through JSON: lists for tuples."""
     return json.loads(json.dumps(asdict(config)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import resource
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -125,6 +126,12 @@ class Run:
     folder: Path
     checkpoint: Path | None = None
     notes: tuple[str, ...] = ()
+
+
+def go_on(run: Run, processes: Processes) -> str:
+    """How to go on with a run that ended before its time."""
+    program = "gcpo-t2i" if processes.count == 1 else "accelerate launch ... -m gcpo_t2i"
+    return f"go on with: {program} train --output_dir {shlex.quote(str(run.folder))} --resume"
 
 
 @contextmanager

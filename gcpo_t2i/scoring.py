@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,7 +14,7 @@ from PIL import Image
 
 from gcpo_t2i.config import RewardConfig, reward_name
 from gcpo_t2i.data import Prompt, collate_columns
-from gcpo_t2i.errors import UserError
+from gcpo_t2i.errors import UserError, everywhere
 
 Scores = dict[str, list[float | None]]
 
@@ -178,6 +178,19 @@ def _check_specified(label: str, columns: Sequence[str], prompts: Sequence[Promp
             f"{first.place or 'prompts'}: the prompt '{first.text[:80]}' has no \"{name}\", by which reward '{label}' judges "
             f'the others ({len(lacking)} of {len(prompts)} have none); add it, or "{name}": null if it shall not be judged'
         )
+
+
+def check_applicable(rewards: Iterable[str], seen: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
+    """UserError for a reward that says nothing about any sample: training on its silence would teach nothing."""
+    for name in rewards:
+        if f"rewards/{name}/mean" not in seen:
+            has = ", ".join(sorted({column for prompt in prompts for column in prompt.columns})) or "none"
+            raise everywhere(
+                UserError(
+                    f"reward '{name}' applies to none of the prompts of the first step, such as '{prompts[0].text}' "
+                    f"(their columns: {has}); use prompts with the columns that it reads, or another reward"
+                )
+            )
 
 
 def short_name(config: RewardConfig) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,13 +17,14 @@ from gcpo_t2i import checkpoint, sharding
 from gcpo_t2i.algo.credit import top_mass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import TrainConfig, resolve_algorithm
-from gcpo_t2i.data import Prompt, PromptSampler, load_prompts, repeated
+from gcpo_t2i.data import PromptSampler, load_prompts, notes_on
 from gcpo_t2i.edits import Edits
 from gcpo_t2i.errors import Stopped, UserError, everywhere
 from gcpo_t2i.evaluate import Evaluation, eval_prompts, evaluate
 from gcpo_t2i.files import cannot_write
 from gcpo_t2i.lifeline import Lifeline
 from gcpo_t2i.metrics import sample_metrics, timing
+from gcpo_t2i.models.trained import missing
 from gcpo_t2i.monitor import Watch, watched_rewards
 from gcpo_t2i.plan.fit import settle_micro_batch
 from gcpo_t2i.processes import Processes
@@ -45,8 +45,8 @@ from gcpo_t2i.rollout import (
     replay,
     sample_batch,
 )
-from gcpo_t2i.run import Run, load_to_train, make_accelerator, open_run, starting_model
-from gcpo_t2i.scoring import RewardFailed, RewardSet, scored_name
+from gcpo_t2i.run import Run, go_on, load_to_train, make_accelerator, open_run, starting_model
+from gcpo_t2i.scoring import RewardFailed, RewardSet, check_applicable, scored_name
 from gcpo_t2i.seeds import generators
 from gcpo_t2i.stopping import Stopping
 from gcpo_t2i.update import Metrics, Updater, learning_rate
@@ -123,11 +123,6 @@ def is_due(every: int, step: int, steps: int) -> bool:
     return step in (0, steps) or (every > 0 and step % every == 0)
 
 
-def go_on(run: Run, processes: Processes) -> str:
-    program = "gcpo-t2i" if processes.count == 1 else "accelerate launch ... -m gcpo_t2i"
-    return f"go on with: {program} train --output_dir {shlex.quote(str(run.folder))} --resume"
-
-
 class Trainer:
     """What a run is made of, and one step of it. Everything that changes from step to step is in `state`."""
 
@@ -135,7 +130,7 @@ class Trainer:
         self.config = config
         self.algorithm, self.credit_settings = resolve_algorithm(config)
         prompts, self.held_out = load_prompts(config.train_prompts), load_prompts(config.eval.prompts)
-        self.notes = prompt_notes(config.train_prompts, prompts)
+        self.notes = notes_on(config.train_prompts, prompts)
         sharded = sharding.is_wanted(config.lora)
         self.accelerator = make_accelerator(config)
         device, self.processes = self.accelerator.device, Processes.of(self.accelerator)
@@ -153,6 +148,7 @@ class Trainer:
         compared = "ref_logp" in self.required or config.monitor.kl
         reference = starting_model(self.policy, self.adapters, sharded) if compared else None
         self.update = Updater(self.policy, reference, config, self.algorithm, self.accelerator, sharded)
+        self.notes += missing(self.policy, None if self.adapters else config.optim.modules)
         self.edits = Edits(config, self.algorithm, self.policy, self.update, self.rewards, self.processes, prompts)
         self.notes += self.edits.notes
         self.prompts = PromptSampler(prompts, config.seed, config.train_mix)
@@ -300,14 +296,6 @@ class Trainer:
             )
 
 
-def prompt_notes(source: str, prompts: Sequence[Prompt]) -> list[str]:
-    if again := repeated(prompts):
-        return [
-            f"{source}: {len(again)} of {len(prompts)} prompts repeat others, such as '{again[0].text}'; they come as often"
-        ]
-    return []
-
-
 def among_all(advantage: Callable[[Tensor], Tensor], batch: Batch, processes: Processes) -> tuple[Tensor, int]:
     """The advantages (P, G) of this process's groups among those of all, and the number of its first group there."""
     own = batch.rewards[:0] if batch.idle else batch.rewards
@@ -315,16 +303,3 @@ def among_all(advantage: Callable[[Tensor], Tensor], batch: Batch, processes: Pr
     first = sum(map(len, groups[: processes.index]))
     shared = advantage(torch.cat(groups))[first : first + len(own)]
     return torch.zeros_like(batch.rewards) if batch.idle else shared, first
-
-
-def check_applicable(rewards: Iterable[str], seen: Metrics, prompts: Sequence[Prompt]) -> None:
-    """UserError for a reward that says nothing about any sample: training on its silence would teach nothing."""
-    for name in rewards:
-        if f"rewards/{name}/mean" not in seen:
-            has = ", ".join(sorted({column for prompt in prompts for column in prompt.columns})) or "none"
-            raise everywhere(
-                UserError(
-                    f"reward '{name}' applies to none of the prompts of the first step, such as '{prompts[0].text}' "
-                    f"(their columns: {has}); use prompts with the columns that it reads, or another reward"
-                )
-            )

@@ -16,8 +16,8 @@ from gcpo_t2i.algo.rows import Algorithm
 from gcpo_t2i.config import OptimConfig, TrainConfig
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models.drawing import NULL_HIDDEN
-from gcpo_t2i.models.lora import trainable
 from gcpo_t2i.models.policy import Policy
+from gcpo_t2i.models.trained import flat, optimizer_groups, set_rate, trained
 from gcpo_t2i.models.trunk import recomputed
 from gcpo_t2i.monitor import spread
 from gcpo_t2i.processes import Processes
@@ -40,17 +40,19 @@ class Updater:
     ):
         self.learner, self.reference, self.config, self.sharded = policy, reference, config, sharded
         self.algorithm, self.accelerator, self.processes = algorithm, accelerator, Processes.of(accelerator)
-        self.weights = self.parameters = trainable(policy)
+        groups = trained(policy, config.optim.modules)
+        self.weights = self.parameters = flat(groups)
         if not any(parameter.requires_grad for parameter in self.parameters):
             raise UserError(
                 "the model has nothing to train: set_trainable() returned no parameter that takes a gradient"
             )
         if sharded:
             self.learner = sharding.sharded_copy(policy)
-            self.parameters = trainable(self.learner)
+            groups = trained(self.learner, config.optim.modules)
+            self.parameters = flat(groups)
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            optimizer_groups(groups),
             lr=optim.learning_rate,
             betas=optim.betas,
             weight_decay=optim.weight_decay,
@@ -73,8 +75,7 @@ class Updater:
         because they have no part in the loss. In the metrics, `skipped` is 1 if the loss was not finite, and `kl` None
         without a reference.
         """
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = lr
+        set_rate(self.optimizer, lr)
         mask, used = batch.mask, self._used(advantage)
         counted_codes = mask & used[:, None]
         weight, base_weight = self._weights(credit, mask), self._weights(torch.ones_like(credit), counted_codes)

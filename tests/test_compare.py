@@ -156,7 +156,7 @@ class InProcess:
     def __init__(self, command: list[str], *, stdout: Any, **_: Any) -> None:
         self.started.append(command)
         with open(stdout.fileno(), "w", closefd=False) as log, redirect_stdout(log), redirect_stderr(log):
-            self.returncode = self.make(command[command.index("train") :])
+            self.returncode = self.make(command[command.index("gcpo_t2i") + 1 :])
 
     def make(self, arguments: list[str]) -> int:
         return main(arguments)

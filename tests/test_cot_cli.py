@@ -17,6 +17,7 @@ from gcpo_t2i.cot.questions import load_questions
 from gcpo_t2i.cot.train import trl_settings
 from gcpo_t2i.cot.versions import TESTED
 from gcpo_t2i.parsing import load_config
+from tests import ranks
 from tests.tiny_text import tiny_text_model
 
 ROWS = [
@@ -101,6 +102,22 @@ def test_gold_on_some_questions_is_said_once(tiny, tmp_path, caplog, capsys):
     assert main(command(tiny, tmp_path, "--algorithm", "gold_gcpo")) == 0
     said = [record.message for record in caplog.records if "'gold'" in record.message]
     assert said == ["2 of 3 prompts have no 'gold'; their groups stay as they are"]
+
+
+def test_two_processes_with_a_group_that_both_have_a_part_of(tiny, tmp_path):
+    """3 questions × 4 answers, 6 in each process: all groups fail and get one reference each, so 3 of 12 rewards are 1."""
+    golds = ["two plus three is five. answer: 5", "nine minus one is eight. answer: 8", "answer: 8"]
+    rows = [{**row, "gold": gold} for row, gold in zip(ROWS, golds, strict=True)]
+    sizes = ["--questions_per_step", "3", "--group_size", "4", "--algorithm", "gold_gcpo", "--credit.rule", "guidance"]
+    (done,) = ranks.make([ranks.run(command(tiny, tmp_path, *sizes, rows=rows))], tmp_path / "logs")
+    assert done.codes == [0, 0], done.told
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [row for row in map(json.loads, lines) if "reward" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    for row in steps:
+        assert (row["gold/all_failed"], row["gold/injected"], row["gold/rejected"]) == (3, 3, 0)
+        assert row["reward"] == 0.25 and row["gold/own_reward"] == 0
+    assert len([path for path in tmp_path.rglob("policy") if path.is_dir()]) == 1
 
 
 def test_a_reward_of_your_own(tiny, tmp_path, capsys):

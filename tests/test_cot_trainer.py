@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from gcpo_t2i.algo.credit import CreditSettings, guidance_credit
 from gcpo_t2i.cot import GuidanceGRPOConfig, GuidanceGRPOTrainer
+from gcpo_t2i.cot.gold import Generated, to_replace
 from tests.tiny_text import ANSWER_LENGTH, conversations, even_ids, settings, tiny_text_model
 
 
@@ -317,3 +318,55 @@ def test_token_masks_keep_credit_finite_where_an_answer_is_left_out(tmp_path):
     _, output = rollout(guided(tmp_path, mask_truncated_completions=True))
     assert (output["completion_mask"].sum(1) == 0).any()
     assert all(map(math.isfinite, output["advantages"].flatten().tolist()))
+
+
+def test_which_answers_are_replaced_by_hand():
+    """Groups of two: 0, 1 has a success; −1, 0 and 0.5, 0.25 have none, their worst are rows 2 and 5."""
+    failed, places = to_replace(torch.tensor([0.0, 1.0, -1.0, 0.0, 0.5, 0.25]), group=2, least=1.0)
+    assert failed.tolist() == [False, True, True] and places.tolist() == [0, 2, 5]
+
+
+def test_a_reference_has_no_log_probs_of_a_sampler(tmp_path):
+    """With vLLM: NaN, where TRL corrects nothing, for each of its tokens. The lists of TRL stay as they are."""
+    gold = guided(tmp_path, data=conversations(gold=["five"] * 3), gold_column="gold").gold
+    assert gold is not None
+    own = Generated([[1], [1]], [[7, 8], [9]], None, ["a", "b"], [[-0.1, -0.2], [-0.3]], {}, None, [])
+    new = gold._replaced(own, [{"gold": "x"}, {"gold": "five"}], {1: [5, 6, 7]})
+    assert new.completion_ids == [[7, 8], [5, 6, 7]] and new.completions == ["a", "five"]
+    assert new.logprobs is not None and new.logprobs[0] == [-0.1, -0.2] and len(new.logprobs[1]) == 3
+    assert all(map(math.isnan, new.logprobs[1])) and own.completion_ids[1] == [9]
+
+
+# --- what stays TRL's -----------------------------------------------------------------------------------------------
+
+
+def test_adapters_and_evaluation(tmp_path):
+    """PEFT trains adapters alone; TRL's own evaluation logs the credit of its answers, too."""
+    from peft import LoraConfig
+
+    model, tokenizer = tiny_text_model()
+    args = GuidanceGRPOConfig(**settings(tmp_path, max_steps=1, num_generations_eval=2, per_device_eval_batch_size=6))
+    data, lora = conversations(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    trainer = GuidanceGRPOTrainer(
+        model, even_ids, args, data, eval_dataset=data, processing_class=tokenizer, peft_config=lora
+    )
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+    assert 0.4 < trainer.evaluate()["eval_credit/top_mass"] <= 1
+
+
+def test_texts_without_a_chat_template(tmp_path):
+    """TRL's standard format: the prompt is a text, and so is its negative prompt. The empty one is the end token alone."""
+    from datasets import Dataset
+
+    data = Dataset.from_dict({"prompt": ["two plus three is", "nine minus one is", "six by two is"]})
+    trainer = guided(tmp_path, data=data)
+    rows, output = rollout(trainer)
+    assert (output["advantages"].std(1) > 0).any()
+    ids, mask = trainer._negative_ids(rows, torch.device("cpu"))
+    said = trainer._tokenizer.batch_decode([own[keep.bool()] for own, keep in zip(ids, mask, strict=True)])
+    assert said == [f"{row['prompt']} Give a wrong answer on purpose." for row in rows]
+    trainer.args.negative_template = ""
+    assert trainer._negative_ids(rows, torch.device("cpu"))[0].tolist() == [[trainer._tokenizer.eos_token_id]] * 12

@@ -30,6 +30,7 @@ class Run:
     algorithm: str
     seed: int
     folder: Path
+    program: tuple[str, ...] = ("train",)  # words of its command
 
     @property
     def name(self) -> str:
@@ -47,7 +48,7 @@ class Run:
         """Starts the run, or goes on with it."""
         own = ["--algorithm", self.algorithm, "--seed", str(self.seed), "--output_dir", str(self.folder)]
         go_on = ["--resume"] if (self.folder / "config.yaml").is_file() else []
-        return [sys.executable, "-m", "gcpo_t2i", "train", "--config", str(settings), *own, *go_on]
+        return [sys.executable, "-m", "gcpo_t2i", *self.program, "--config", str(settings), *own, *go_on]
 
 
 def run_all(

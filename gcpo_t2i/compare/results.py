@@ -30,7 +30,7 @@ class Outcome:
     before: dict[str, dict[Key, float]]
     after: dict[str, dict[Key, float]]
     rewards: list[float]  # of every training step
-    images: int  # sampled in training, with groups that were replaced
+    images: int  # or answers, sampled in training, with groups that were replaced
     minutes: float  # of training steps
 
 
@@ -59,9 +59,14 @@ def read_outcome(run: Run, steps: int) -> Outcome:
         before=prompt_means(scores_path(run.folder, 0)),
         after=prompt_means(scores_path(run.folder, steps)),
         rewards=[row["reward"] for row in rows],
-        images=sum(round(row["images_per_second"] * row["step_time"]) for row in rows),
+        images=sum(round(_speed(row) * row["step_time"]) for row in rows),
         minutes=sum(row["step_time"] for row in rows) / 60,
     )
+
+
+def _speed(row: Mapping[str, Any]) -> float:
+    """Images or answers per second of a training step."""
+    return row["images_per_second"] if "images_per_second" in row else row["answers_per_second"]
 
 
 def prompt_means(path: Path) -> dict[str, dict[Key, float]]:
@@ -135,10 +140,10 @@ def _rows(label: str, outcomes: Sequence[Outcome], algorithms: Sequence[str]) ->
     ]
 
 
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Header and lines of the table of one score, as texts."""
+def cells(rows: Sequence[Row], samples: str = "images") -> list[list[str]]:
+    """Header and lines of the table of one score, as texts. `samples`: what the runs are made of."""
     baselines = list(rows[0].against)
-    header = ["algorithm", "seeds", "before", "after", "change", "images", "minutes"]
+    header = ["algorithm", "seeds", "before", "after", "change", samples, "minutes"]
     lines = [
         [
             row.algorithm,
@@ -163,8 +168,8 @@ def _effect(estimate: Estimate | None) -> str:
     return "–" if estimate is None else f"{estimate.mean:+.3f} {_interval(estimate, '+')}"
 
 
-def markdown(title: str, rows: Sequence[Row]) -> str:
-    header, *lines = cells(rows)
+def markdown(title: str, rows: Sequence[Row], samples: str = "images") -> str:
+    header, *lines = cells(rows, samples)
     rule = ["---"] * len(header)
     table = [header, rule, *([f"`{line[0]}`", *line[1:]] for line in lines)]
     return f"## {title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in table)

@@ -71,7 +71,7 @@ class CotTrainConfig:
     """Run folder; null = the next free runs/cot_ALGORITHM-N."""
     seed: int = bounded(0, ">= 0")
     """Seed of everything random."""
-    steps: int = bounded(150, "> 0")
+    steps: int = bounded(60, "> 0")
     """Number of optimizer steps."""
     questions_per_step: int = bounded(16, "> 0")
     """Different questions in every step."""
@@ -81,7 +81,7 @@ class CotTrainConfig:
     """Answers per forward and backward pass; null = all of a step. Must divide questions_per_step x group_size."""
     updates_per_rollout: int = bounded(1, "> 0")
     """Optimizer steps with the same answers."""
-    learning_rate: float = bounded(1e-3, "> 0")
+    learning_rate: float = bounded(4e-4, "> 0")
     """Peak learning rate of AdamW, after a linear warm-up of a twentieth of the steps; it falls linearly to 0."""
     beta: float = bounded(0.0, ">= 0")
     """Factor of the KL divergence to the starting model; 0 = none, and no second model in memory."""

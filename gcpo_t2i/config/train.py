@@ -73,10 +73,18 @@ class LossConfig:
     """Factor of the entropy bonus."""
 
 
+def default_modules() -> dict[str, float]:
+    return {"caption_projector": 8.0, "v_proj": 1.0, "o_proj": 1.0, "gate_proj": 1.0, "up_proj": 1.0, "down_proj": 1.0}
+
+
 @dataclass
 class OptimConfig:
-    """AdamW and its learning rate."""
+    """AdamW, its learning rate, and what is trained."""
 
+    modules: dict[str, float] | None = field(default_factory=default_modules)
+    """The modules that are trained, by name, each with a factor on its learning rate: {v_proj: 1, ...}; null = all that the
+    model's family trains, at one rate. In the embedded model the gradients of head, code embeddings, queries and keys are
+    noise, and those of the caption projector say most. Without effect on adapters (lora.rank)."""
     learning_rate: float = bounded(3e-4, "> 0")
     """Peak learning rate."""
     betas: tuple[float, float] = (0.95, 0.99)

@@ -42,7 +42,7 @@ def heatmap(config: CotHeatmapConfig) -> Path:
     for number, one in enumerate(answers, start=1):
         console.print(f"{title(number, one)}", markup=False)
         console.print(coloured(one.tokens, credit_colour))
-        if one.advantage is not None:
+        if one.advantage:  # a group of equal rewards moves nothing
             console.print(coloured(one.tokens, signed_colour))
         console.print(f"most credit: {most(one.tokens)}\n", markup=False, style="dim")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def page(config: CotHeatmapConfig, answers: Sequence[Explained]) -> str:
 
 def answer_html(number: int, one: Explained) -> str:
     lines = [f"<h2>{html.escape(title(number, one))}</h2>", tokens_html(one.tokens, credit_colour)]
-    if one.advantage is not None:
+    if one.advantage:
         lines.append(tokens_html(one.tokens, signed_colour))
     return "".join(lines)
 

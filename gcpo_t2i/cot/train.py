@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import os
 import shlex
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +49,15 @@ class Job:
 def train(config: CotTrainConfig) -> Path:
     """Runs the training that `config` describes and returns the run folder. UserError for what the user can mend."""
     check_trl()
-    job = prepare(config)
-    if os.environ.get("RANK", "0") != "0":  # the first process alone writes, and evaluates
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of names that TRL still uses
+        return start(prepare(config))
+
+
+def start(job: Job) -> Path:
+    """Opens the run's folder and runs; the first process alone writes there, and evaluates."""
+    config = job.config
+    if os.environ.get("RANK", "0") != "0":
         folder = Path(config.output_dir or "runs")
         return run(job, folder, get_last_checkpoint(str(folder)) if config.resume else None)
     folder = run_folder(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from gcpo_t2i.config import LoraConfig
+from gcpo_t2i.config import LoraConfig, TrainConfig
 from gcpo_t2i.models.folder import read_index, read_json, reading
+from gcpo_t2i.models.trained import rate_of
 
 PROMPT_TOKENS = 64  # a prompt of forty words, and the chat template around it
 
@@ -31,6 +32,7 @@ class Sizes:
     mlp_dim: int
     parameters: int  # all: trunk, head, text encoder, image tokenizer
     trainable: int  # those that reinforcement learning changes
+    tensors: Mapping[str, int]  # name → parameters, of what the family trains
     float_parameters: int  # those that are float32 even if the rest is loaded in bfloat16
     image_elements: int  # of the largest feature map that the image decoder makes of one image
 
@@ -64,9 +66,24 @@ def with_adapters(sizes: Sizes, config: LoraConfig) -> Sizes:
     return replace(sizes, parameters=sizes.parameters + count, trainable=count)
 
 
+def to_train(sizes: Sizes, config: TrainConfig) -> Sizes:
+    """The sizes of what a run trains: adapters, or the modules that it names."""
+    return with_modules(sizes, config.optim.modules) if config.lora.rank is None else with_adapters(sizes, config.lora)
+
+
+def with_modules(sizes: Sizes, modules: Mapping[str, float] | None) -> Sizes:
+    """The sizes where only these modules are trained; as they are for null."""
+    if modules is None:
+        return sizes
+    return replace(sizes, trainable=sum(count for name, count in sizes.tensors.items() if rate_of(name, modules)))
+
+
 def _llamagen(path: Path) -> Sizes:
     adapter, trunk, vq = (read_json(path / part / "config.json") for part in ("adapter", "trunk", "vq"))
     counts = {part: _parameters(path / part) for part in ("trunk", "adapter", "text_encoder", "vq")}
+    tensors = {f"trunk.{name}": count for name, count in counts["trunk"].items()} | {
+        f"adapter.{name}": count for name, count in counts["adapter"].items() if name != "uncond_embedding"
+    }
     with reading(path):
         (height, width), channels = adapter["grid"], vq["block_out_channels"]
         scale = 2 ** (len(channels) - 1)  # of pixels to codes; the decoder's last block gets the channels before it
@@ -81,8 +98,8 @@ def _llamagen(path: Path) -> Sizes:
             head_dim=trunk.get("head_dim") or trunk["hidden_size"] // trunk["num_attention_heads"],
             mlp_dim=trunk["intermediate_size"],
             parameters=sum(sum(part.values()) for part in counts.values()),
-            trainable=sum(counts["trunk"].values())
-            + sum(count for name, count in counts["adapter"].items() if name != "uncond_embedding"),
+            trainable=sum(tensors.values()),
+            tensors=tensors,
             float_parameters=sum(counts["vq"].values()),
             image_elements=channels[min(1, len(channels) - 1)] * height * width * scale**2,
         )
@@ -92,6 +109,7 @@ def _janus(path: Path) -> Sizes:
     from transformers import JanusConfig
 
     counts = _parameters(path)
+    tensors = {name: count for name, count in counts.items() if name.startswith("model.language_model.")}
     with reading(path):
         config: Any = JanusConfig.from_pretrained(path, local_files_only=True)
         text, vq = config.text_config, config.vq_config
@@ -109,7 +127,8 @@ def _janus(path: Path) -> Sizes:
             head_dim=text.head_dim,
             mlp_dim=text.intermediate_size,
             parameters=sum(counts.values()),
-            trainable=sum(count for name, count in counts.items() if name.startswith("model.language_model.")),
+            trainable=sum(tensors.values()),
+            tensors=tensors,
             float_parameters=sum(
                 count for name, count in counts.items() if name.startswith(("model.vqmodel.", "model.generation_head."))
             ),

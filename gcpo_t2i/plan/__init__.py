@@ -13,7 +13,7 @@ from gcpo_t2i.data import PromptSampler, load_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models import policy_class
 from gcpo_t2i.models.policy import Policy
-from gcpo_t2i.models.sizes import Sizes, read_sizes, with_adapters
+from gcpo_t2i.models.sizes import Sizes, read_sizes, to_train
 from gcpo_t2i.plan.counts import Counts
 from gcpo_t2i.plan.datasheet import GPUS, Least, least_times
 from gcpo_t2i.plan.fit import CURES, fitting
@@ -71,7 +71,7 @@ def make_plan(config: PlanConfig) -> Plan:
     if config.gpu:
         config = replace(config, measure=False)
     folder = model_folder(config.model)
-    sizes = with_adapters(read_sizes(folder), config.lora)
+    sizes = to_train(read_sizes(folder), config)
     sampler = PromptSampler(load_prompts(config.train_prompts), config.seed, config.train_mix)
     load_prompts(config.eval.prompts)
     device = _device(config)

@@ -11,7 +11,7 @@ import torch
 from gcpo_t2i.config import PlanConfig, TrainConfig, share_of_prompts
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.models import policy_class
-from gcpo_t2i.models.sizes import Sizes, read_sizes, with_adapters
+from gcpo_t2i.models.sizes import Sizes, read_sizes, to_train
 from gcpo_t2i.plan.counts import Counts
 from gcpo_t2i.plan.machine import free_memory, held_bytes
 from gcpo_t2i.plan.memory import Memory
@@ -39,7 +39,7 @@ def settle_micro_batch(config: TrainConfig, device: torch.device, processes: Pro
             return saved
         folder = model_folder(config.model)
         policy_class(folder)  # its libraries count before the weights do
-        sizes, libraries = with_adapters(read_sizes(folder), config.lora), held_bytes(device)
+        sizes, libraries = to_train(read_sizes(folder), config), held_bytes(device)
         run: dict[str, Any] = {item.name: getattr(config, item.name) for item in fields(TrainConfig)}
         planned = PlanConfig(**run, processes=processes.count, sharded=sharded)
         free = free_memory(device, processes.count)
