@@ -463,7 +463,7 @@ def test_a_gpu_can_be_planned_for_without_one(command: list[str], capsys: pytest
 
 JANUS = Sizes(
     grid=(24, 24), codes=16384, caption_tokens=64, dim=2048, layers=24, heads=16, kv_heads=16, head_dim=128, mlp_dim=5632,
-    parameters=2_076_636_811, trainable=1_442_940_928, float_parameters=109_650_571, image_elements=18_874_368,
+    parameters=2_076_636_811, trainable=1_442_940_928, tensors={}, float_parameters=109_650_571, image_elements=18_874_368,
 )  # fmt: skip
 PUBLISHED = {
     "janus_pro_1b_geneval": JANUS,
@@ -473,7 +473,7 @@ PUBLISHED = {
     ),
     "llamagen_xl_hps": Sizes(
         grid=(16, 16), codes=16384, caption_tokens=120, dim=1280, layers=36, heads=20, kv_heads=20, head_dim=64, mlp_dim=3584,
-        parameters=2_050_435_611, trainable=777_678_080, float_parameters=48_984_347, image_elements=8_388_608,
+        parameters=2_050_435_611, trainable=777_678_080, tensors={}, float_parameters=48_984_347, image_elements=8_388_608,
     ),
 }  # fmt: skip
 
