@@ -40,16 +40,17 @@ class Updater:
     ):
         self.learner, self.reference, self.config, self.sharded = policy, reference, config, sharded
         self.algorithm, self.accelerator, self.processes = algorithm, accelerator, Processes.of(accelerator)
+        if sharded:
+            self.learner = sharding.sharded_copy(policy)  # first, because it asks the policy what it could train
         groups = trained(policy, config.optim.modules)
-        self.weights = self.parameters = flat(groups)
-        if not any(parameter.requires_grad for parameter in self.parameters):
+        self.weights = flat(groups)
+        if not any(parameter.requires_grad for parameter in self.weights):
             raise UserError(
                 "the model has nothing to train: set_trainable() returned no parameter that takes a gradient"
             )
         if sharded:
-            self.learner = sharding.sharded_copy(policy)
             groups = trained(self.learner, config.optim.modules)
-            self.parameters = flat(groups)
+        self.parameters = flat(groups)
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(groups),
@@ -114,7 +115,7 @@ class Updater:
                 metrics[name] = metrics.get(name, 0.0) + value.item()
         gaps = (old_logp - self._sampled_logp(batch))[counted_codes].abs()
         if self.reference is not None and "kl" not in metrics:
-            metrics["kl"] = self._watched_kl(batch) / self.processes.count
+            metrics["kl"] = self._watched_kl(batch)
         metrics = {"kl": None, **self._sum_over_processes({**metrics, "gap": gaps.sum().item(), "codes": gaps.numel()})}
         metrics["logp_gap/replay"] = metrics.pop("gap") / max(metrics.pop("codes"), 1)
         metrics["grad_norm"] = self._step(math.isfinite(metrics["loss"]))
@@ -190,12 +191,17 @@ class Updater:
 
     @torch.no_grad()
     def _watched_kl(self, batch: Batch) -> float:
-        """Mean KL per code from the starting model, on the images that the monitor looks at, where the loss has no such term.
-        Of the policy that sampled, whose log-probs are there."""
-        share = max(1, self.config.monitor.images // self.processes.count)
-        rows = torch.tensor(spread(len(batch.images), share), device=batch.mask.device)
-        parts = [self._score(self.reference, batch, part)[0] for part in rows.split(self.config.micro_batch)]
-        return kl_k3(self._sampled_logp(batch)[rows], torch.cat(parts)).mean().item()
+        """This process's part of the mean KL per code from the starting model, on the images of all that the monitor looks at,
+        where the loss has no such term. Of the policy that sampled, whose log-probs are there."""
+        counts = self.processes.gather(0 if batch.idle else len(batch.images))
+        first, own = sum(counts[: self.processes.index]), counts[self.processes.index]
+        chosen = spread(sum(counts), self.config.monitor.images)
+        here = [place - first for place in chosen if 0 <= place - first < own]
+        sampled, total = self._sampled_logp(batch), 0.0
+        for rows, counted in self._micro_batches(torch.tensor(here, dtype=torch.int64, device=sampled.device)):
+            divergence = kl_k3(sampled[rows], self._score(self.reference, batch, rows)[0])
+            total += counted * divergence.mean(dim=1).sum().item()
+        return total / max(len(chosen), 1)
 
     def _sum_over_processes(self, metrics: Metrics) -> Metrics:
         values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.accelerator.device)

@@ -67,6 +67,7 @@ def command(model: Path, rewards: Path, run: Path, *own: str) -> list[str]:
     """Six steps at a constant rate, a checkpoint after the third."""
     run.mkdir(exist_ok=True)
     steady = ["--optim.schedule", "constant", "--optim.learning_rate", "1e-3", "--monitor.rewards", "[]"]
+    steady += ["--optim.modules", '{"caption_projector": 2, "trunk": 1}']
     return [
         *train_command(model, rewards, run),
         "--steps",

@@ -129,7 +129,8 @@ def test_images_without_an_advantage_are_left_out_and_the_step_is_the_same(rewar
     assert seen == [2, 2, *(2, 2, 2, 2)]  # the prompt's branch and the null branch of each micro-batch
     for own, other in zip(*(policy.parameters() for policy in policies), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-7)
-    assert (policies[0].trunk.embed_tokens.weight - tiny_policy().trunk.embed_tokens.weight).abs().max() > 1e-4
+    moved, before = (policy.trunk.layers[0].self_attn.v_proj.weight for policy in (policies[0], tiny_policy()))
+    assert (moved - before).abs().max() > 1e-4
     for name in ("ratio", "loss", "grad_norm"):
         assert found[0][name] == pytest.approx(found[1][name], abs=1e-6)
     none = stepped(policies[0], batch, torch.zeros(4), TrainConfig(algorithm="grpo"))
