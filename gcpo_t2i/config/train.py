@@ -81,10 +81,6 @@ def default_modules() -> dict[str, float]:
 class OptimConfig:
     """AdamW, its learning rate, and what is trained."""
 
-    modules: dict[str, float] | None = field(default_factory=default_modules)
-    """The modules that are trained, by name, each with a factor on its learning rate: {v_proj: 1, ...}; null = all that the
-    model's family trains, at one rate. In the embedded model the gradients of head, code embeddings, queries and keys are
-    noise, and those of the caption projector say most. Without effect on adapters (lora.rank)."""
     learning_rate: float = bounded(3e-4, "> 0")
     """Peak learning rate."""
     betas: tuple[float, float] = (0.95, 0.99)
@@ -97,6 +93,10 @@ class OptimConfig:
     """Learning rate after the warm-up: cosine falls to 0 at the last step."""
     max_grad_norm: float = bounded(1.0, "> 0")
     """Gradients longer than this are scaled down to it."""
+    modules: dict[str, float] | None = field(default_factory=default_modules)
+    """The modules that are trained, by name, each with a factor on its learning rate: {v_proj: 1, ...}; null = all that the
+    model's family trains, at one rate. In the embedded model the gradients of head, code embeddings, queries and keys are
+    noise, and those of the caption projector say most. Without effect on adapters (lora.rank)."""
 
 
 @dataclass

@@ -38,8 +38,9 @@ def trained(policy: Policy, modules: Mapping[str, float] | None) -> dict[float, 
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in named:
         rate = rate_of(name, modules)
-        parameter.requires_grad_(rate is not None)
-        if rate is not None:
+        if rate is None:
+            parameter.requires_grad_(False)
+        else:
             groups.setdefault(rate, []).append(parameter)
     if not groups:
         there = sorted({part for name, _ in named for part in name.split(".")[:-1] if not part.isdigit()})
