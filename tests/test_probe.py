@@ -73,7 +73,7 @@ def test_a_rate_that_moves_nothing(command: list[str], tmp_path: Path, capsys: p
 
 
 def test_a_rate_that_is_a_little_too_low(command: list[str], tmp_path: Path) -> None:
-    alike = ["--optim.modules", "null"]
+    alike = ["--optim.modules", "null", "--loss.beta", "0.02"]
     assert main([*command, "--optim.learning_rate", "1e-6", "--group_size", "32", "--steps", "15", *alike]) == 1
     assert result(tmp_path)["verdict"] == "does not learn" and causes(tmp_path) == ["learning rate too low"]
     assert "about 100 times, to 0.0001" in result(tmp_path)["findings"][0]["cure"]
