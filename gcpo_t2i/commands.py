@@ -206,7 +206,7 @@ and what it would suppress. In the terminal, and as an HTML file.
 
   gcpo-t2i cot heatmap
   gcpo-t2i cot heatmap --prompt "Ann has two pens. She doubles them. How many pens does Ann have?" --answer 4
-  gcpo-t2i cot heatmap --model runs/cot_guidance_gcpo-1/policy --negative_template ""
+  gcpo-t2i cot heatmap --model runs/cot_guidance_gcpo-1/policy --out trained.html
   gcpo-t2i cot heatmap --text "nine plus five is fourteen. answer: 14" --answer 14""",
     ),
     "demo": Command(

@@ -244,8 +244,10 @@ def test_a_run_that_hacks_is_warned_and_a_resumed_one_too(
     rewards = tmp_path / "light.py"
     rewards.write_text(LIGHT)
     dark, light = (json.dumps([{"name": f"{rewards}:{name}"}]) for name in ("dark", "light"))
-    run = tmp_path / "run"
-    assert main([*command, "--rewards", dark, "--eval.rewards", light, "--save_every", "25", "--steps", "30"]) == 0
+    run, every = tmp_path / "run", ["--optim.modules", "null", "--loss.beta", "0.02"]
+    assert (
+        main([*command, "--rewards", dark, "--eval.rewards", light, "--save_every", "25", "--steps", "30", *every]) == 0
+    )
     rows, flat = train_rows(run), " ".join(capsys.readouterr().out.split())
     assert all(row["monitor/warnings"] == 0 for row in rows[:19])  # there is no verdict yet
     assert rows[-1]["monitor/warnings"] >= 2
