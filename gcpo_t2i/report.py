@@ -69,6 +69,19 @@ def _row_step(line: str) -> float:
         return float("inf")  # the last line of an interrupted run may be half written
 
 
+def run_progress(console: Console) -> Progress:
+    """The bar of a run: task, steps, times, and a note."""
+    return Progress(
+        TextColumn("[bold]{task.description:>8}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
 class Report:
     """Everything that leaves the training loop goes through here; only the main process writes and shows."""
 
@@ -78,15 +91,7 @@ class Report:
         self.console = Console(quiet=not self.main)
         self.evaluations: list[tuple[int, Metrics]] = []
         self.monitor = Monitor()
-        self.progress = Progress(
-            TextColumn("[bold]{task.description:>8}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-        )
+        self.progress = run_progress(self.console)
 
     def __enter__(self) -> Report:
         for name in self.config.log.report_to:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -25,7 +24,7 @@ from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import write_text
 from gcpo_t2i.folders import check_output_dir, next_run_dir, remove_output
 from gcpo_t2i.image_scores import scores_path
-from gcpo_t2i.report import truncate_metrics
+from gcpo_t2i.report import run_progress, truncate_metrics
 
 METRICS = "metrics.jsonl"
 
@@ -94,15 +93,7 @@ class Progressing(TrainerCallback):
 
     def __init__(self, folder: Path, answers: int, console: Console) -> None:
         self.folder, self.answers = folder, answers
-        self.bar = Progress(
-            TextColumn("[bold]{task.description:>8}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-        )
+        self.bar = run_progress(console)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
