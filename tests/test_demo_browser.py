@@ -70,15 +70,25 @@ def visitor(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
 
 
 def generate(page: Any, text: str = ORDER.text, negative: str = "", seed: int = ORDER.seed) -> None:
-    page.locator("#generate-prompt textarea").fill(text)
-    page.locator("#generate-negative textarea").fill(negative)
     if not page.locator("#generate-seed input").is_visible():
         page.get_by_role("button", name="Sampling").first.click()
-    page.locator("#generate-seed input").fill(str(seed))
-    page.locator("#generate-group input[type=number]").fill(str(ORDER.group))
-    page.locator("#generate-group input[type=number]").blur()
-    page.wait_for_timeout(300)  # a page that is still being built may put its own values back
-    until(page, lambda: page.locator("#generate-seed input").input_value(), lambda value: value == str(seed))
+    boxes = {
+        "#generate-prompt textarea": text,
+        "#generate-negative textarea": negative,
+        "#generate-seed input": str(seed),
+        "#generate-group input[type=number]": str(ORDER.group),
+    }
+
+    def filled() -> dict[str, str]:
+        """What is in the boxes a moment later: a page that is still being built may put its own values back."""
+        for box, value in boxes.items():
+            if page.locator(box).input_value() != value:
+                page.locator(box).fill(value)
+                page.locator(box).blur()
+        page.wait_for_timeout(300)
+        return {box: page.locator(box).input_value() for box in boxes}
+
+    until(page, filled, boxes.__eq__)
     page.locator("#generate-go").click()
 
 

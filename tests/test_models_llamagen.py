@@ -211,7 +211,8 @@ def test_chunked_scores_have_the_same_values_and_gradients(monkeypatch: pytest.M
     policy.zero_grad()
     assert len(results[0]) == len(results[1])
     for whole, chunked in zip(*results, strict=True):
-        torch.testing.assert_close(whole, chunked, atol=1e-5, rtol=1e-4)
+        # sums in another order: rounding is of the size of the largest gradient
+        torch.testing.assert_close(whole, chunked, atol=1e-5 * max(1.0, whole.abs().max().item()), rtol=1e-4)
 
 
 def test_rescoring_says_what_the_sampler_knew(monkeypatch: pytest.MonkeyPatch) -> None:
