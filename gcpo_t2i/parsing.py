@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from gcpo_t2i.annotations import admits, describe, is_plain_list, item_class, kinds_of, not_null
 from gcpo_t2i.config import ConfigError, CotTrainConfig, EvaluationConfig, TrainConfig, suggest, validate
 from gcpo_t2i.errors import UserError, did_you_mean
 from gcpo_t2i.yaml_files import Loader, read_yaml, to_yaml
@@ -97,42 +98,17 @@ def _parser(kind: type[Any], prog: str, description: str) -> Any:
     )
     parser.add_argument("--print_config", action="store_true", help="Print all settings as YAML and exit.")
     parser.add_class_arguments(kind, None, default=asdict(kind()))
-    kinds, hints, groups = _kinds(kind), get_type_hints(kind), _whole_configs(kind)
+    kinds, hints, groups = kinds_of(kind), get_type_hints(kind), _whole_configs(kind)
     for action in parser._actions:
         if kinds.get(action.dest) is bool:
             action.nargs, action.const = "?", True  # --resume is --resume true
         elif action.dest in kinds:
-            action.metavar = METAVARS.get(_describe(kinds[action.dest]).removesuffix(" or null"), action.metavar)
+            action.metavar = METAVARS.get(describe(kinds[action.dest]).removesuffix(" or null"), action.metavar)
         elif action.dest in groups:
             action.metavar, action.help = "FILE", "YAML file with any of these settings, as for the command itself."
         elif action.dest in hints or action.dest.endswith(".help"):
             action.help = argparse.SUPPRESS  # a group's own file (--config does that), and help on list items
     return parser
-
-
-def _kinds(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key → type of every setting. Groups are left out."""
-    kinds: dict[str, Any] = {}
-    for name, annotation in get_type_hints(kind).items():
-        kinds |= _kinds(annotation, f"{prefix}{name}.") if is_dataclass(annotation) else {prefix + name: annotation}
-    return kinds
-
-
-def _not_null(annotation: Any) -> Any:
-    """`X` of the annotation `X | None`; any other as it is."""
-    options = [option for option in get_args(annotation) if option is not NoneType]
-    return options[0] if _admits(annotation, NoneType) and len(options) == 1 else annotation
-
-
-def _item_class(annotation: Any) -> Any:
-    """The dataclass of the items of a list annotation, else None."""
-    annotation = _not_null(annotation)
-    item = get_args(annotation)[0] if get_origin(annotation) is list else None
-    return item if is_dataclass(item) else None
-
-
-def _is_plain_list(annotation: Any) -> bool:
-    return get_origin(annotation) is list and _item_class(annotation) is None
 
 
 def _whole_configs(kind: type[Any]) -> list[str]:
@@ -143,7 +119,8 @@ def _whole_configs(kind: type[Any]) -> list[str]:
 def _split(kind: type[Any], argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Config files with the group that each is for ("" is all), options with the values as typed, and the arguments for
     jsonargparse, without the config files."""
-    kinds, groups = _kinds(kind), _whole_configs(kind)
+    kinds, groups = kinds_of(kind), _whole_configs(kind)
+    may_be_empty = {item.name for item in fields(kind) if item.metadata.get("or_empty")}
     files: dict[str, str] = {}
     given: dict[str, str] = {}
     rest: list[str] = []
@@ -160,17 +137,19 @@ def _split(kind: type[Any], argv: Sequence[str]) -> tuple[dict[str, str], dict[s
         if not option.startswith("--") or key not in (*kinds, *groups, "config"):
             known = (f"--{name}" for name in (*kinds, *groups, "config", "print_config", "help"))
             raise UserError(f"unknown option '{option}'{did_you_mean(option, known)}")
+        typed = bool(equals)
         if not equals and queue and not _is_option(queue[0]):
-            value = queue.pop(0)
-            while queue and not _is_option(queue[0]) and _is_plain_list(kinds.get(key)):
+            value, typed = queue.pop(0), True
+            while queue and not _is_option(queue[0]) and is_plain_list(kinds.get(key)):
                 value += f",{queue.pop(0)}"  # --seeds 0 1 2
-        if not value and kinds.get(key) is not bool:
+        empty_text = typed and not value and key in may_be_empty
+        if not value and not empty_text and kinds.get(key) is not bool:
             raise UserError(f"{option} needs a value")
         if key == "config" or key in groups:
             files[value] = key if key in groups else ""
         else:
             given[key] = value
-            rest.append(f"{option}={_as_json(key, value, kinds[key])}" if value else option)
+            rest.append(f"{option}={_as_json(key, value, kinds[key])}" if value or empty_text else option)
     return files, given, rest
 
 
@@ -181,14 +160,14 @@ def _is_option(token: str) -> bool:
 
 def _as_json(key: str, value: str, annotation: Any) -> str:
     """A list of names may be typed as wandb,trackio; items of a list of dataclasses are checked and completed."""
-    if get_origin(_not_null(annotation)) is not list:
+    if get_origin(not_null(annotation)) is not list:
         return value
-    if not (item := _item_class(annotation)):
+    if not (item := item_class(annotation)):
         return value if value.startswith("[") else json.dumps(value.split(","))
     try:
         content = yaml.load(value, Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"{key}: {value!r} is not {_describe(annotation)}") from error
+        raise UserError(f"{key}: {value!r} is not {describe(annotation)}") from error
     if isinstance(content, dict):  # for --rewards+
         return json.dumps(_complete(item, content, key))
     return json.dumps([_complete(item, element, key) for element in content]) if isinstance(content, list) else value
@@ -253,7 +232,7 @@ def _check_keys(kind: Any, content: Any, prefix: str = "", root: Any = None) -> 
     """
     if not isinstance(content, dict):
         raise UserError(f"{prefix.rstrip('.')}: {content!r} is not a group of settings")
-    known = _kinds(root or kind, "" if root else prefix)
+    known = kinds_of(root or kind, "" if root else prefix)
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for name, value in content.items():
@@ -267,9 +246,9 @@ def _check_keys(kind: Any, content: Any, prefix: str = "", root: Any = None) -> 
         given[key] = value
         if is_dataclass(annotation):
             given |= _check_keys(annotation, value, f"{key}.", root or kind)
-        elif value is None and not _admits(annotation, NoneType):
-            raise UserError(f"{key}: null is not {_describe(annotation)}")
-        elif (item := _item_class(annotation)) and isinstance(value, list):
+        elif value is None and not admits(annotation, NoneType):
+            raise UserError(f"{key}: null is not {describe(annotation)}")
+        elif (item := item_class(annotation)) and isinstance(value, list):
             content[name] = [_complete(item, element, key) for element in value]
     return given
 
@@ -277,40 +256,18 @@ def _check_keys(kind: Any, content: Any, prefix: str = "", root: Any = None) -> 
 # --- what went wrong ----------------------------------------------------------
 
 
-def _admits(annotation: Any, kind: type) -> bool:
-    return annotation is kind or (get_origin(annotation) in (Union, UnionType) and kind in get_args(annotation))
-
-
-def _describe(annotation: Any) -> str:
-    names = {int: "an int", float: "a number", bool: "true or false", str: "a string", NoneType: "null"}
-    arguments = get_args(annotation)
-    match get_origin(annotation):
-        case origin if origin in (Union, UnionType):
-            return " or ".join(_describe(option) for option in arguments)
-        case origin if origin is Literal:
-            return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(arguments)}"
-        case origin if origin is tuple:
-            return f"a list of {len(arguments)} numbers"
-        case origin if origin is list and (item := _item_class(annotation)):
-            return f"a list of {{{', '.join(part.name for part in fields(item))}}}"
-        case origin if origin is list:
-            return "a list"
-        case _:
-            return names.get(annotation, "a mapping")
-
-
 def _explain(message: str, kind: type[Any], given: Mapping[str, Any]) -> str:
     """jsonargparse's message in one line: `steps: 'many' is not an int`. What it does not recognise it passes on."""
-    kinds = _kinds(kind)
+    kinds = kinds_of(kind)
     key, *inner = dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)) or [""]
     if key not in kinds:
         return " ".join(message.split())
     annotation = kinds[key]
     found = re.search(r"(?:Got|Given) value: (.*)", message)
     value = given.get(key, found[1] if found else "")
-    if inner and found and (item := _item_class(annotation)):
-        key, annotation, value = f"{key}.{inner[0]}", _kinds(item).get(inner[0]), found[1]
+    if inner and found and (item := item_class(annotation)):
+        key, annotation, value = f"{key}.{inner[0]}", kinds_of(item).get(inner[0]), found[1]
     choice = get_args(annotation)[0] if get_origin(annotation) is list else annotation
     if get_origin(choice) is Literal and found:
         return f"{key} '{found[1]}' is unknown{did_you_mean(found[1], get_args(choice))}"
-    return f"{key}: {value!r} is not {_describe(annotation)}"
+    return f"{key}: {value!r} is not {describe(annotation)}"

@@ -45,18 +45,29 @@ def differences(
             yield name, one, other
 
 
-def check_settings(folder: str, found: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """Notes on settings that were changed and leave the run going on inexactly; `found` is the checkpoint's state.json.
+def allowed_changes(
+    folder: str, saved: Mapping[str, Any], now: Any, free: Collection[str], inexact: Collection[str]
+) -> dict[str, str]:
+    """Key → what was changed, in words, of the `inexact` settings; those in `free` do not count.
 
-    UserError, which names every key and both values, where the checkpoint is of a run with other settings.
+    UserError, which names every key and both values, where others differ from the saved ones.
     """
-    changed = sorted(differences(found["settings"], settings_as_json(config), FREE))
+    changed = sorted(differences(saved, settings_as_json(now), free))
     shown = {name: f"{name} {json.dumps(one)} → {json.dumps(other)}" for name, one, other in changed}
-    if refused := [text for name, text in shown.items() if name not in INEXACT]:
+    if refused := [text for name, text in shown.items() if name not in inexact]:
         raise UserError(
             f"{folder} was made with other settings: {'; '.join(refused)}; "
             "go on with the old ones (drop the options, or mend config.yaml), or start another run"
         )
+    return shown
+
+
+def check_settings(folder: str, found: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Notes on settings that were changed and leave the run going on inexactly; `found` is the checkpoint's state.json.
+
+    UserError where the checkpoint is of a run with other settings.
+    """
+    shown = allowed_changes(folder, found["settings"], config, FREE, INEXACT)
     if config.steps < found["step"]:
         raise UserError(
             f"{folder}: steps {config.steps} is less than the {found['step']} steps that were made; give more"

@@ -42,11 +42,15 @@ class Sampling:
         return cls(config.group_size, config.guidance, config.temperature, config.top_k, config.top_p)
 
 
+def scores_mixture(config: TrainConfig) -> bool:
+    """Whether an update learns from log-probs of the guided mixture, and not of the prompt's branch alone."""
+    return config.scoring == "guided" and config.guidance != 1.0
+
+
 def kept_stats(config: TrainConfig, required: Collection[str]) -> frozenset[str]:
     """What the rollouts of training keep: what of them is `required`, the entropy, and the outputs of the null branch where
     an update scores the guided mixture, so that it needs no pass of that branch."""
-    mixture = config.scoring == "guided" and config.guidance != 1.0
-    return (ROLLOUT_STATS & set(required)) | {"entropy"} | ({NULL_HIDDEN} if mixture else set())
+    return (ROLLOUT_STATS & set(required)) | {"entropy"} | ({NULL_HIDDEN} if scores_mixture(config) else set())
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 import gcpo_t2i
+from gcpo_t2i.annotations import kinds_of
 from gcpo_t2i.cli import main
 from gcpo_t2i.commands import COMMANDS
 from gcpo_t2i.config import PretrainConfig, RewardConfig, RewardsCheckConfig, SampleConfig, TrainConfig
 from gcpo_t2i.errors import UserError
-from gcpo_t2i.parsing import _kinds, _parser, load_config, parse
+from gcpo_t2i.parsing import _parser, load_config, parse
 from rewards.errors import RewardError
 
 CALLED_SO = "; did you mean 'guidance_gcpo', 'gold_gcpo' or 'critical_gcpo'?"
@@ -72,11 +73,11 @@ def test_version(run):
 def test_help_has_a_sentence_for_every_setting(run, name):
     kind = COMMANDS[name].config
     sentences = {action.dest: action.help for action in _parser(kind, "x", "")._actions}
-    for key in _kinds(kind):
+    for key in kinds_of(kind):
         assert len(sentences[key].split()) >= 2, f"{key} has no sentence"
     result = run(*name.split(), "--help")
     assert result.code == 0 and result.config is None
-    assert all(f"\n  --{key}" in result.out for key in _kinds(kind))
+    assert all(f"\n  --{key}" in result.out for key in kinds_of(kind))
     assert f"\n  gcpo-t2i {name}" in result.out  # an example, on a line of its own
 
 
@@ -124,7 +125,7 @@ def test_flags_of_every_type(run):
 
 def test_the_flags_that_scripts_use(run):
     names = ("output_dir", "steps", "seed", "algorithm", "prompts_per_step", "group_size", "guidance", "eval_every")
-    assert {*names, "save_every", "resume", "overwrite"} <= set(_kinds(TrainConfig))
+    assert {*names, "save_every", "resume", "overwrite"} <= set(kinds_of(TrainConfig))
 
 
 def test_lists_take_commas_or_spaces(run):
@@ -143,6 +144,9 @@ def test_texts_that_look_like_something_else_stay_texts(run):
     for text in ("a: b", "[1]", "{x: y}", "1e3", "true", "- a", "-5", "'q'", "a\nb"):
         assert run("sample", "--prompt", text).config.prompt == text
     assert run("sample", "--prompt=-x", "--negative", "-y z").config.negative == "-y z"
+    for typed in (["--negative_template", ""], ["--negative_template="]):
+        assert run("cot", "heatmap", *typed).config.negative_template == ""
+    assert "--out needs a value" in run("sample", "--prompt", "x", "--out", "").err
 
 
 def test_the_command_line_wins_over_files_and_later_files_over_earlier(run, tmp_path):

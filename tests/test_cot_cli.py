@@ -75,7 +75,14 @@ def test_overwrite_and_resume(tiny, tmp_path, capsys):
     once = command(tiny, tmp_path, "--save_every", "1", "--eval.num_questions", "0")
     assert main(once) == 0
     assert main(once) == 2 and "already holds files; add --resume" in capsys.readouterr().err
-    assert main(["cot", "train", "--output_dir", str(tmp_path / "run"), "--resume", "--steps", "3"]) == 0
+    again = ["cot", "train", "--output_dir", str(tmp_path / "run"), "--resume", "--steps", "3"]
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert main([*again, "--credit.contrast", "abs", "--seed", "5"]) == 2
+    told = capsys.readouterr().err
+    assert 'was made with other settings: credit.contrast "k3" → "abs"; seed 0 → 5; go on with the old ones' in told
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert main(again) == 0
+    assert "steps 2 → 3: what comes is not exactly what would have come" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert "after 3 steps of guidance_gcpo" in card(tmp_path)

@@ -74,12 +74,15 @@ def test_counts_of_the_default_run_by_hand() -> None:
     assert penalised.reference_passes == 8
     assert penalised.null_passes == 4 + 8  # of the policy in the second update only: the rollout keeps its own
     assert (counts.evaluations, counts.eval_images, counts.eval_batches) == (2, 480, 8)
-    assert counts.checkpoints == 5  # after 20, 40, 60, 80 and 100 steps
+    assert counts.checkpoints == 3  # after 20, 40 and 60 steps
 
 
 def test_counts_follow_the_settings() -> None:
     small = Counts.of(PlanConfig(processes=4, micro_batch_size=5, steps=20, eval_every=10, save_every=0), EMBEDDED)
     assert (small.prompts, small.images, small.micro_batches, small.last_micro_batch) == (2, 16, 4, 1)
+    assert (small.eval_images, small.eval_batches, small.eval_share) == (480, 8, 120)  # two batches for each process
+    uneven = Counts.of(PlanConfig(processes=2, eval=EvalConfig(num_prompts=130, samples_per_prompt=1)), EMBEDDED)
+    assert (uneven.eval_batches, uneven.eval_share) == (3, 120)  # 60, 60 and 10: the first takes two of them
     assert (small.evaluations, small.checkpoints) == (3, 1)  # step 20 is the last, whose evaluation is there anyway
     unwatched = MonitorConfig(kl=False)
     plain = Counts.of(PlanConfig(algorithm="grpo", guidance=1, monitor=unwatched), EMBEDDED)

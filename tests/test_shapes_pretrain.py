@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -346,12 +347,14 @@ def test_order_loss_by_hand(monkeypatch: pytest.MonkeyPatch, untrained: LlamaGen
 
 
 def test_the_steps_of_the_phases_add_up() -> None:
-    assert generator.phase_steps(3950) == [range(2600), range(2600, 3000), range(3000, 3800), range(3800, 3950)]
-    assert [len(own) for own in generator.phase_steps(2)] == [1, 1, 0, 0]
+    ends = [2600, 3000, 3800, 3950, 4100]
+    assert generator.phase_steps(4100) == [range(*both) for both in pairwise([0, *ends])]
+    assert [len(own) for own in generator.phase_steps(2)] == [1, 0, 1, 0, 0]
 
 
 def test_the_generator_goes_through_its_phases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Twenty steps: 13, 2, 4 and 1. Only order leaves tags out, only doubt has wrong words."""
+    """Twenty-six steps: 16, 3, 5, 1 and 1. Only order leaves tags out, only the last two phases have wrong words, and in the
+    very last only the caption projector is trained."""
     seen: list[tuple[int, float]] = []
     mixtures: list[int] = []
 
@@ -365,16 +368,21 @@ def test_the_generator_goes_through_its_phases(monkeypatch: pytest.MonkeyPatch, 
             return super().batch(step, wrong)
 
     stream = Stream(train_specs(), 2, seed=200)
-    train = partial(generator.train_generator, vq.build_vq(), stream, 20, seed=0, device=CPU, dtype=torch.float32)
+    train = partial(generator.train_generator, vq.build_vq(), stream, 26, seed=0, device=CPU, dtype=torch.float32)
     policy, _ = train(folder=tmp_path)
-    assert seen == [(step, 0.35 if step == 19 else 0.0) for step in range(20)]
-    assert mixtures == [6, 2, 6, 6]
+    assert seen == [(step, {24: 0.35, 25: 0.45}.get(step, 0.0)) for step in range(26)]
+    assert mixtures == [6, 2, 6, 6, 6]
+    states = [torch.load(tmp_path / f"generator_{phase}.pt", weights_only=True) for phase in ("doubt", "distrust")]
+    before, after = (state["model"] for state in states)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"adapter.caption_projector.0.weight", "adapter.caption_projector.2.weight"}
+    assert all(p.requires_grad for p in policy.trunk.parameters())  # frozen in that phase only
 
     torch.manual_seed(99)  # the state of the global generator where a run goes on does not matter
-    for phase in ("order", "settle", "doubt"):
+    for phase in ("order", "settle", "doubt", "distrust"):
         (tmp_path / f"generator_{phase}.pt").unlink()
     again, _ = train(folder=tmp_path)
-    assert seen[20:] == seen[13:20]
+    assert seen[26:] == seen[16:26]
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True))
 
 

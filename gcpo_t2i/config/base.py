@@ -27,6 +27,11 @@ def bounded(default: T, bound: str) -> T:
     return field(default=default, metadata={"bound": bound})
 
 
+def or_empty(default: str) -> str:
+    """A dataclass field with a default, for which a text of no characters can be typed too: --key ""."""
+    return field(default=default, metadata={"or_empty": True})
+
+
 class ConfigError(UserError):
     """A setting that cannot be; `key` is its dotted name, by which the command line says which file it came from."""
 

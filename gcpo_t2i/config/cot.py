@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gcpo_t2i.config.base import ConfigError, bounded, check_resume
+from gcpo_t2i.config.base import ConfigError, bounded, check_resume, or_empty
 from gcpo_t2i.cot.negatives import WRONG_ON_PURPOSE, check_template
 from gcpo_t2i.errors import UserError
 
@@ -91,7 +91,7 @@ class CotTrainConfig:
     """Sampling temperature."""
     prompt_template: str = "{question}"
     """What the user's message says, with the question in the place of {question}."""
-    negative_template: str = WRONG_ON_PURPOSE
+    negative_template: str = or_empty(WRONG_ON_PURPOSE)
     """What it says in the negative prompt; '' = the empty prompt."""
     negative_column: str | None = None
     """Column of the data with negative prompts, in place of the template."""
@@ -176,7 +176,7 @@ class CotHeatmapConfig:
     """arithmetic (the model that ships with the package), a folder of transformers (a run's policy/), or a repository."""
     prompt_template: str = "{question}"
     """What the user's message says, with the question in the place of {question}."""
-    negative_template: str = WRONG_ON_PURPOSE
+    negative_template: str = or_empty(WRONG_ON_PURPOSE)
     """What it says in the negative prompt; '' = the empty prompt."""
     num_answers: int = bounded(4, "> 0")
     """Size of the group of answers."""

@@ -18,7 +18,7 @@ class PretrainConfig:
     """Folder for the checkpoints."""
     vq_steps: int = bounded(1500, "> 0")
     """Optimizer steps of the image tokenizer."""
-    generator_steps: int = bounded(3950, "> 0")
+    generator_steps: int = bounded(4100, "> 0")
     """Optimizer steps of the generator."""
     clip_steps: int = bounded(2500, "> 0")
     """Optimizer steps of the tiny CLIP."""

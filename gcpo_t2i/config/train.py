@@ -87,7 +87,7 @@ class OptimConfig:
     """Decay of the running mean of the gradient and of its square. The gradient is mostly noise: slower means drift less."""
     weight_decay: float = bounded(0.0, ">= 0")
     """Decoupled weight decay."""
-    warmup_steps: int = bounded(2, ">= 0")
+    warmup_steps: int = bounded(10, ">= 0")
     """Steps over which the learning rate rises linearly from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: cosine falls to 0 at the last step."""
@@ -174,7 +174,7 @@ class TrainConfig:
     """guidance_gcpo, gold_gcpo, critical_gcpo, stage, entropy_credit, grpo, dapo, gspo, or the control random_credit."""
     output_dir: str | None = None
     """Folder for metrics, images and the trained model; null = the first unused runs/ALGORITHM-N."""
-    steps: int = bounded(100, "> 0")
+    steps: int = bounded(60, "> 0")
     """Optimizer steps (rollouts, if updates_per_rollout is 1)."""
     seed: int = bounded(0, ">= 0")
     """Seed of everything random in training."""

@@ -25,8 +25,13 @@ from gcpo_t2i.files import write_text
 from gcpo_t2i.folders import check_output_dir, next_run_dir, remove_output
 from gcpo_t2i.image_scores import scores_path
 from gcpo_t2i.report import run_progress, truncate_metrics
+from gcpo_t2i.resume import allowed_changes
+from gcpo_t2i.yaml_files import read_yaml
 
 METRICS = "metrics.jsonl"
+# What may be another when a run goes on: settings that no weight depends on, and those that a run may need to get through.
+FREE = ("output_dir", "resume", "overwrite", "save_every", "eval")
+INEXACT = ("steps", "micro_batch_size", "device", "dtype")
 
 
 def run_folder(config: CotTrainConfig) -> Path:
@@ -41,16 +46,21 @@ def clear(folder: Path) -> None:
     remove_output(folder, "config.yaml", "run")
 
 
-def to_resume(folder: Path) -> str | None:
-    """The newest checkpoint. Without one the run starts again, and what it wrote is deleted. UserError if it never began."""
+def to_resume(folder: Path, config: CotTrainConfig) -> tuple[str | None, list[str]]:
+    """The newest checkpoint, and notes on settings that make it another run from there on. Without a checkpoint the run starts
+    again, and what it wrote is deleted.
+
+    UserError if it never began, or began with settings that `config` contradicts.
+    """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"output folder '{folder}' holds no run to resume; drop --resume, and name an empty folder")
     path = get_last_checkpoint(str(folder))
     if path is None:
         clear(folder)
-    else:
-        truncate_metrics(folder / METRICS, int(path.rpartition("-")[2]))
-    return path
+        return None, []
+    changes = allowed_changes(str(folder), read_yaml(folder / "config.yaml"), config, FREE, INEXACT)
+    truncate_metrics(folder / METRICS, int(path.rpartition("-")[2]))
+    return path, [f"{change}: what comes is not exactly what would have come" for change in changes.values()]
 
 
 def add_row(folder: Path, row: dict[str, Any]) -> None:

@@ -64,7 +64,9 @@ def start(job: Job) -> Path:
     with locked(folder):
         if config.overwrite:
             clear(folder)
-        checkpoint = to_resume(folder) if config.resume else None
+        checkpoint, notes = to_resume(folder, config) if config.resume else (None, [])
+        for note in notes:
+            job.console.print(f"[yellow]{note}[/]")
         config.output_dir = str(folder)
         save_config(config, folder / "config.yaml")
         return run(job, folder, checkpoint)

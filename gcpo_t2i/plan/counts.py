@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gcpo_t2i.algo.rows import needs
 from gcpo_t2i.config import PlanConfig, resolve_algorithm, share_of_prompts
 from gcpo_t2i.models.sizes import Sizes
-from gcpo_t2i.rollout import MAX_ROUNDS, NULL_BRANCH, REPLAYED
+from gcpo_t2i.rollout import MAX_ROUNDS, NULL_BRANCH, REPLAYED, scores_mixture
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Counts:
     reference_passes: int  # per step, forward only
     null_passes: int  # per step, forward only: the other half of the guided mixture, where that is scored
     replay_passes: int  # per step, forward only: both branches scored again for the credit
-    eval_images: int  # per evaluation, in every process
-    eval_batches: int
+    eval_images: int  # per evaluation, of all processes
+    eval_batches: int  # which the processes take in turn
+    eval_share: int  # images of the process that takes most of them
     evaluations: int  # per run
     checkpoints: int  # per run
     steps: int
@@ -70,8 +71,10 @@ class Counts:
         watched = min(max(1, config.monitor.images // config.processes), images)  # images of each update
         reference = scored if compared else updates * -(-watched // config.micro_batch) if config.monitor.kl else 0
         replays = config.credit.source == "replay" and bool(algorithm.credit.needs(settings) & REPLAYED)
-        mixture = config.scoring == "guided" and guided
         eval_images = config.eval.num_prompts * config.eval.samples_per_prompt
+        eval_batches = -(-eval_images // config.eval.batch_size)
+        turns = -(-eval_batches // config.processes)
+        again = scored - micro_batches + reference  # of the null branch: the first update has the rollout's
         return cls(
             prompts=prompts,
             images=images,
@@ -88,10 +91,11 @@ class Counts:
             updates=updates,
             gradient_passes=scored,
             reference_passes=reference,
-            null_passes=(scored - micro_batches + reference) if mixture else 0,  # the first update has the rollout's
+            null_passes=again if scores_mixture(config) else 0,
             replay_passes=scored * 2 if replays else 0,
             eval_images=eval_images,
-            eval_batches=-(-eval_images // config.eval.batch_size),
+            eval_batches=eval_batches,
+            eval_share=min(eval_images, turns * config.eval.batch_size),
             evaluations=2 + _every(config.eval_every, config.steps),
             checkpoints=1 + _every(config.save_every, config.steps),
             steps=config.steps,

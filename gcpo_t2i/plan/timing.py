@@ -130,7 +130,7 @@ def measure(
         reward=reward * counts.images,
         update=update,
         replay=again,
-        evaluation=per_eval_image * counts.eval_images,
+        evaluation=per_eval_image * counts.eval_share,
         checkpoint=disk_seconds(config, 3 * FLOAT * sizes.trainable, watch),
     )
 

@@ -1,18 +1,20 @@
 """Stage `generator`: tiny T5 text encoder and Llama trunk, trained together on fresh scenes in the codes of stage `vq`.
 
-It learns in four phases. *Words*, by cross-entropy alone, which does not teach what their order means: whose colour is
+It learns in five phases. *Words*, by cross-entropy alone, which does not teach what their order means: whose colour is
 whose, or what is above what, is one bit among the 25 that say where things are, and the model takes a caption for a bag of
 words. *Order*: the text encoder's heads are made to look at neighbours, and a contrastive term asks of every picture to be
 likelier under its caption than under the same words in another order. (Neighbours that are there from the beginning are
-learned to be ignored; docs/shapesworld.md has what was tried.) Then all prompts together, until both have *settled*. Last
+learned to be ignored; docs/shapesworld.md has what was tried.) Then all prompts together, until both have *settled*. Next
 *doubt*: a share of the words is wrong, as in captions from the web: a look-alike in place of a shape or a colour, another
-number, the opposite relation. The model learns to trust words only so far. What it knows and does not do is what
-reinforcement learning brings out in minutes.
+number, the opposite relation. The model learns to trust words only so far. Last *distrust*: more of them are wrong, and only
+the projector between text encoder and trunk learns from it, so that less of a caption gets through to a trunk that could do
+with more. What a model knows and does not do is what reinforcement learning brings out in minutes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -62,13 +64,17 @@ class Phase:
     tags: tuple[str, ...] = TAGS
     order_weight: float = 0.0  # of the contrastive term
     wrong_words: float = 0.0  # share of the words that say what is there and are wrong
+    module: str = ""  # the one that is trained, by the start of its parameters' names; all by default
 
 
 WORDS = Phase("words", parts=52, peak=1.5e-3, warmup=200)
 ORDER = Phase("order", parts=8, peak=1.5e-3, warmup=200, tags=("position", "color_attr"), order_weight=0.1)
 SETTLE = Phase("settle", parts=16, peak=1e-3, warmup=50, falls=True, order_weight=0.05)
 DOUBT = Phase("doubt", parts=3, peak=5e-4, warmup=20, falls=True, wrong_words=0.35)
-PHASES = (WORDS, ORDER, SETTLE, DOUBT)
+DISTRUST = Phase(
+    "distrust", parts=3, peak=2e-3, warmup=20, falls=True, wrong_words=0.45, module="adapter.caption_projector"
+)
+PHASES = (WORDS, ORDER, SETTLE, DOUBT, DISTRUST)
 
 
 def phase_steps(steps: int) -> list[range]:
@@ -228,4 +234,18 @@ def train_phase(
         return loss, metrics
 
     schedule = Schedule(len(steps), phase.peak, warmup=phase.warmup, decay=float(phase.falls))
-    return fit(phase.name, policy, loss_at, schedule, folder / f"generator_{phase.name}.pt")
+    with only(policy, phase.module):
+        return fit(phase.name, policy, loss_at, schedule, folder / f"generator_{phase.name}.pt")
+
+
+@contextmanager
+def only(policy: nn.Module, module: str) -> Iterator[None]:
+    """Only the parameters whose names start with `module` can be trained meanwhile."""
+    frozen = [p for name, p in policy.named_parameters() if p.requires_grad and not name.startswith(module)]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
