@@ -3,7 +3,7 @@
     gcpo-t2i demo --runs_dir runs --port 7860            # in another terminal
     python -m tests.screenshots http://127.0.0.1:7860 docs/images
 
-Writes demo-generate.png, demo-explain.png, demo-training.png, demo-compare.png, and the same with -phone.
+Writes demo-generate.png, demo-explain.png, demo-training.png, demo-compare.png, demo-reasoning.png, and the same with -phone.
 """
 
 from __future__ import annotations
@@ -55,6 +55,12 @@ def compare(page: Any) -> None:
     page.locator("#compare-after img").first.wait_for(timeout=PATIENCE)
 
 
+def reasoning(page: Any) -> None:
+    open_tab(page, "Reasoning")
+    page.locator("#reasoning-go").click()
+    page.locator("#reasoning-answers span").first.wait_for(timeout=PATIENCE)
+
+
 def choose(page: Any, dropdown: str, name: str | None) -> None:
     """An option of a list, by default the first."""
     page.locator(f"{dropdown} input").click()
@@ -69,7 +75,7 @@ def point_at(page: Any, selector: str) -> None:
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.4)
 
 
-TABS = {"generate": generate, "explain": explain, "training": training, "compare": compare}
+TABS = {"generate": generate, "explain": explain, "training": training, "compare": compare, "reasoning": reasoning}
 
 
 def main() -> None:

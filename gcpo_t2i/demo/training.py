@@ -35,7 +35,12 @@ def training_tab(studio: Studio) -> tuple[gr.Dropdown, gr.Timer]:
         ]
     step = gr.Slider(0, 1, 0, step=1, label="Step", visible=False, elem_id="training-step")
     picture = gr.Image(
-        label="Samples", visible=False, format="png", buttons=["fullscreen", "download"], elem_id="training-samples"
+        label="Samples",
+        show_label=False,  # it would lie on the first prompt
+        visible=False,
+        format="png",
+        buttons=["fullscreen", "download"],
+        elem_id="training-samples",
     )
 
     def show(name: str | None, metric: str, at: float | None) -> list[Any]:
