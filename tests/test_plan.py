@@ -335,8 +335,8 @@ def test_a_run_is_its_steps_evaluations_and_checkpoints() -> None:
     times = Times(rollout=2, decode=0.5, reward=0.25, update=1, replay=0.25, evaluation=10, checkpoint=3)
     counts = Counts.of(PlanConfig(algorithm="dapo"), EMBEDDED)
     assert times.step == 4
-    assert times.run(counts) == 100 * 4 + 2 * 10 + 5 * 3
-    assert times.run(counts, rounds=3) == 100 * (4 + 2 * 2.75) + 2 * 10 + 5 * 3  # an update is never repeated
+    assert times.run(counts) == 60 * 4 + 2 * 10 + 3 * 3
+    assert times.run(counts, rounds=3) == 60 * (4 + 2 * 2.75) + 2 * 10 + 3 * 3  # an update is never repeated
 
 
 def test_scaling_where_everything_takes_one_second(
