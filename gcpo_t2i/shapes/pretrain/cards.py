@@ -158,7 +158,9 @@ CARDS = {  # stage → title and text
     "generator": (
         "ShapesWorld generator",
         "A small LlamaGen policy: T5 text encoder, Llama trunk, and the image tokenizer in `vq/`, trained on ShapesWorld "
-        "scenes with a tenth of the captions dropped. `gcpo_t2i.models.load_policy(folder)` loads it.\n\n"
+        "scenes with a tenth of the captions dropped. In its last steps many words of the captions are wrong, so that it "
+        "trusts a caption less than it could: what it knows and does not do, reinforcement learning is there to bring out. "
+        "`gcpo_t2i.models.load_policy(folder)` loads it.\n\n"
         "Scores: strict GenEval (`shapes` detector) of samples at temperature 1 for held-out prompts. Overall is the "
         "mean over tags; 95 % half-widths.",
     ),
