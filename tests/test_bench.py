@@ -210,6 +210,10 @@ def test_table_compares_each_way_with_ours_under_its_head() -> None:
     results = {name: Result({"both": 1.0}, None) for name in ("ours, frozen head", "plain, frozen head")}
     assert _ours(results, "plain, frozen head") is results["ours, frozen head"]
     assert _ours(results, "ours, frozen head") is results["ours, frozen head"]
+    results = {name: Result({"rollout": 1.0}, None) for name in ("ours", "ours (grpo)", "library", "plain")}
+    assert all(_ours(results, name) is results["ours"] for name in results)
+    alone = {"plain": Result({"rollout": 1.0}, None)}
+    assert _ours(alone, "plain") is alone["plain"]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def _contest(results: dict[str, Result], found: Found | None) -> Table:
 
 def _ours(results: dict[str, Result], name: str) -> Result:
     """That a way is compared with: ours under the same head, where there are several."""
-    return results.get(name.replace("plain,", "ours,"), results["ours"] if "ours" in results else results[name])
+    twin = name.replace("plain,", "ours,") if "," in name else "ours"
+    return results.get(twin, results[name])
 
 
 def _scaling(found: Found) -> Table:

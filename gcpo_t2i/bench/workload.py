@@ -43,6 +43,7 @@ class Workload:
             guidance=config.guidance,
             micro_batch_size=config.micro_batch_size,
             gradient_checkpointing=config.gradient_checkpointing,
+            scoring="conditional",  # as the plain loop's update does: the same work in all ways
             loss=LossConfig(beta=0.01),
             lora=LoraConfig(rank=config.lora_rank),
             device=config.device,
