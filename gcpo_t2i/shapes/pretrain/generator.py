@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
+from gcpo_t2i.models.trained import in_module
 from gcpo_t2i.shapes.pretrain.fit import Metrics, Schedule, autocast, fit
 from gcpo_t2i.shapes.pretrain.stream import SceneBatch, SceneStream
 from gcpo_t2i.shapes.prompts import TAGS, all_specs, reordered
@@ -64,16 +65,14 @@ class Phase:
     tags: tuple[str, ...] = TAGS
     order_weight: float = 0.0  # of the contrastive term
     wrong_words: float = 0.0  # share of the words that say what is there and are wrong
-    module: str = ""  # the one that is trained, by the start of its parameters' names; all by default
+    module: str | None = None  # the one that is trained, by its name in the policy; all by default
 
 
 WORDS = Phase("words", parts=52, peak=1.5e-3, warmup=200)
 ORDER = Phase("order", parts=8, peak=1.5e-3, warmup=200, tags=("position", "color_attr"), order_weight=0.1)
 SETTLE = Phase("settle", parts=16, peak=1e-3, warmup=50, falls=True, order_weight=0.05)
 DOUBT = Phase("doubt", parts=3, peak=5e-4, warmup=20, falls=True, wrong_words=0.35)
-DISTRUST = Phase(
-    "distrust", parts=3, peak=2e-3, warmup=20, falls=True, wrong_words=0.45, module="adapter.caption_projector"
-)
+DISTRUST = Phase("distrust", parts=3, peak=2e-3, warmup=20, falls=True, wrong_words=0.45, module="caption_projector")
 PHASES = (WORDS, ORDER, SETTLE, DOUBT, DISTRUST)
 
 
@@ -239,9 +238,10 @@ def train_phase(
 
 
 @contextmanager
-def only(policy: nn.Module, module: str) -> Iterator[None]:
-    """Only the parameters whose names start with `module` can be trained meanwhile."""
-    frozen = [p for name, p in policy.named_parameters() if p.requires_grad and not name.startswith(module)]
+def only(policy: nn.Module, module: str | None) -> Iterator[None]:
+    """Only the parameters of `module` can be trained meanwhile; all for None."""
+    others = [p for name, p in policy.named_parameters() if module is not None and not in_module(name, module)]
+    frozen = [parameter for parameter in others if parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
