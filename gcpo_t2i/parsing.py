@@ -137,12 +137,11 @@ def _split(kind: type[Any], argv: Sequence[str]) -> tuple[dict[str, str], dict[s
         if not option.startswith("--") or key not in (*kinds, *groups, "config"):
             known = (f"--{name}" for name in (*kinds, *groups, "config", "print_config", "help"))
             raise UserError(f"unknown option '{option}'{did_you_mean(option, known)}")
-        typed = bool(equals)
         if not equals and queue and not _is_option(queue[0]):
-            value, typed = queue.pop(0), True
+            equals, value = "=", queue.pop(0)  # --key value is --key=value
             while queue and not _is_option(queue[0]) and is_plain_list(kinds.get(key)):
                 value += f",{queue.pop(0)}"  # --seeds 0 1 2
-        empty_text = typed and not value and key in may_be_empty
+        empty_text = equals and not value and key in may_be_empty
         if not value and not empty_text and kinds.get(key) is not bool:
             raise UserError(f"{option} needs a value")
         if key == "config" or key in groups:
