@@ -42,7 +42,7 @@ train() {
 }
 
 "$python" -m gcpo_t2i env --json > "$OUT/env.json"
-part tests "$python" -m pytest -m gpu tests
+part tests "$python" -m pytest -o addopts="--strict-markers" -m gpu tests  # one process: they share the GPU
 part log-probs bench log-probs --what log_probs --repeats 3
 part rollout-1b-16 bench rollout-1b-16 --what rollout --shape janus_pro_1b --prompts 1 --group_size 16 --rivals library --repeats 2
 part rollout-7b-16 bench rollout-7b-16 --what rollout --shape janus_pro_7b --prompts 1 --group_size 16 --rivals library --repeats 1

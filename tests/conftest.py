@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker; to be said before torch is imported, here and in children
+    os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from gcpo_t2i import run
