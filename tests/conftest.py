@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker; to be said before torch is imported, here and in children
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # a core for each worker; to be said before torch is imported, here and in children
     os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 

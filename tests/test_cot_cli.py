@@ -81,6 +81,11 @@ def test_overwrite_and_resume(tiny, tmp_path, capsys):
     told = capsys.readouterr().err
     assert 'was made with other settings: credit.contrast "k3" → "abs"; seed 0 → 5; go on with the old ones' in told
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    settings = tmp_path / "run" / "config.yaml"
+    original = settings.read_text()
+    settings.write_text(original.replace("group_size: 2", "group_size: 4"))
+    assert main(again) == 2 and "made with other settings: group_size 2 → 4; go on" in capsys.readouterr().err
+    settings.write_text(original)
     assert main(again) == 0
     assert "steps 2 → 3: what comes is not exactly what would have come" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -3,7 +3,7 @@
 config.yaml               every setting; --config reads it
 metrics.jsonl             one line per step, what TRL logs, and one per evaluation
 eval/step-000000.jsonl    every answer of an evaluation
-checkpoint-50/ …          TRL's, with save_every
+checkpoint-50/ …          TRL's, with save_every, and in settings.json the settings it was made with
 policy/                   the trained model and its tokenizer
 """
 
@@ -25,10 +25,11 @@ from gcpo_t2i.files import write_text
 from gcpo_t2i.folders import check_output_dir, next_run_dir, remove_output
 from gcpo_t2i.image_scores import scores_path
 from gcpo_t2i.report import run_progress, truncate_metrics
-from gcpo_t2i.resume import allowed_changes
+from gcpo_t2i.resume import allowed_changes, settings_as_json
 from gcpo_t2i.yaml_files import read_yaml
 
 METRICS = "metrics.jsonl"
+SETTINGS = "settings.json"
 # What may be another when a run goes on: settings that no weight depends on, and those that a run may need to get through.
 FREE = ("output_dir", "resume", "overwrite", "save_every", "eval")
 INEXACT = ("steps", "micro_batch_size", "device", "dtype")
@@ -58,7 +59,9 @@ def to_resume(folder: Path, config: CotTrainConfig) -> tuple[str | None, list[st
     if path is None:
         clear(folder)
         return None, []
-    changes = allowed_changes(str(folder), read_yaml(folder / "config.yaml"), config, FREE, INEXACT)
+    kept = Path(path) / SETTINGS  # not config.yaml, which may have been edited since
+    settings = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else read_yaml(folder / "config.yaml")
+    changes = allowed_changes(str(folder), settings, config, FREE, INEXACT)
     truncate_metrics(folder / METRICS, int(path.rpartition("-")[2]))
     return path, [f"{change}: what comes is not exactly what would have come" for change in changes.values()]
 
@@ -99,10 +102,11 @@ def write_card(folder: Path, config: CotTrainConfig, label: str, found: Sequence
 
 
 class Progressing(TrainerCallback):
-    """Rows of metrics and a bar, in place of TRL's lines of output; of the main process only."""
+    """Rows of metrics and a bar, in place of TRL's lines of output, and settings in checkpoints; of the main process only."""
 
-    def __init__(self, folder: Path, answers: int, console: Console) -> None:
-        self.folder, self.answers = folder, answers
+    def __init__(self, folder: Path, config: CotTrainConfig, console: Console) -> None:
+        self.folder, self.settings = folder, settings_as_json(config)
+        self.answers = config.questions_per_step * config.group_size
         self.bar = run_progress(console)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -120,6 +124,10 @@ class Progressing(TrainerCallback):
         if "reward" in row:  # not there in a second update with the same answers
             self.bar.update(self.task, note=f"reward {row['reward']:.3f} entropy {row['entropy']:.2f}")
         self.bar.update(self.task, completed=state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            write_text(self.folder / f"checkpoint-{state.global_step}" / SETTINGS, json.dumps(self.settings, indent=1))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.stop()

@@ -90,7 +90,7 @@ def run(job: Job, folder: Path, checkpoint: str | None) -> Path:
     config, console = job.config, job.console
     trainer = make_trainer(config, folder, job.model, job.tokenizer, job.questions, job.reward)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progressing(folder, config.questions_per_step * config.group_size, console))
+    trainer.add_callback(Progressing(folder, config, console))
     console.print(
         f"[bold]{config.algorithm}[/] on {config.model}: {config.steps} steps of {config.questions_per_step} questions × "
         f"{config.group_size} answers, {trainer.args.device}, results in {folder}"
