@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # a core for each worker; to be said before torch is imported, here and in children
+# A core for each worker: said before torch is imported, here and in what the tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
