@@ -22,6 +22,7 @@ from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import clear_leftovers
 from gcpo_t2i.folders import check_output_dir, locked, next_run_dir, remove_output
 from gcpo_t2i.models import load_policy
+from gcpo_t2i.models.attention import CAUSAL_BLOCKS
 from gcpo_t2i.models.hub import local_folder
 from gcpo_t2i.models.lora import Adapters, WithoutAdapters, import_peft
 from gcpo_t2i.models.policy import Policy
@@ -95,8 +96,7 @@ def tuned(policy: Any, device: torch.device) -> Any:
         # Lets oneDNN multiply float32 matrices instead of MKL, which has no fast path for AMD's CPUs: an update takes
         # half the time. (Where the CPU multiplies bfloat16 and oneDNN finds that faster, it may round to that first.)
         torch.set_float32_matmul_precision("medium")
-        # sdpa's backward on a CPU takes 1.5 times as long as that of plain matrix products, for images of this length
-        policy.trunk.set_attn_implementation("eager")
+        policy.trunk.set_attn_implementation(CAUSAL_BLOCKS)
     return policy
 
 

@@ -25,7 +25,9 @@ from gcpo_t2i.config import (
 )
 from gcpo_t2i.data import PromptSampler, load_prompts
 from gcpo_t2i.errors import UserError
+from gcpo_t2i.models import attention as attentions
 from gcpo_t2i.models import decoding, load_policy, teacher_forcing
+from gcpo_t2i.models.attention import CAUSAL_BLOCKS
 from gcpo_t2i.models.cache import Cache
 from gcpo_t2i.models.llamagen import LlamaGenPolicy
 from gcpo_t2i.models.lora import Adapters, trainable
@@ -218,12 +220,15 @@ def deeper_policy(layers: int) -> LlamaGenPolicy:
 
 
 @pytest.mark.parametrize("lower", [False, True])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_activations_of_a_layer_are_those_that_autograd_keeps(tiny_folder: Path, lower: bool, attention: str) -> None:
-    """The difference that one more layer makes, so that embedding and head drop out."""
+@pytest.mark.parametrize("attention", [CAUSAL_BLOCKS, "sdpa"])
+def test_activations_of_a_layer_are_those_that_autograd_keeps(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, lower: bool, attention: str
+) -> None:
+    """The difference that one more layer makes, so that embedding and head drop out; attention in three blocks."""
+    monkeypatch.setattr(attentions, "BLOCK", 8)
     batch, prefix, positions = 5, 6, 6 + 16 - 1
     kept = saved_bytes(3, lower, attention, batch) - saved_bytes(2, lower, attention, batch)
-    sizes, precision = replace(read_sizes(tiny_folder), trainable=0), Precision(lower, attention == "eager")
+    sizes, precision = replace(read_sizes(tiny_folder), trainable=0), Precision(lower, attention == CAUSAL_BLOCKS)
 
     def expected(layers: int) -> int:
         deep = replace(sizes, layers=layers)
@@ -238,7 +243,7 @@ def test_activations_of_a_layer_are_those_that_autograd_keeps(tiny_folder: Path,
 
 @pytest.mark.parametrize("recomputes", [False, True])
 @pytest.mark.parametrize("lower", [False, True])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", [CAUSAL_BLOCKS, "sdpa"])
 @pytest.mark.parametrize("rank", [None, 3])
 def test_activations_with_adapters_and_recomputed_layers(
     tiny_folder: Path, lower: bool, attention: str, rank: int | None, recomputes: bool
@@ -250,7 +255,7 @@ def test_activations_with_adapters_and_recomputed_layers(
     kept = saved_bytes(3, lower, attention, batch, rank, recomputes)
     kept -= saved_bytes(2, lower, attention, batch, rank, recomputes)
     sizes = replace(read_sizes(tiny_folder), trainable=0)
-    precision = Precision(lower, attention == "eager", 7 * (rank or 0), recomputes)
+    precision = Precision(lower, attention == CAUSAL_BLOCKS, 7 * (rank or 0), recomputes)
 
     def expected(layers: int) -> int:
         deep = replace(sizes, layers=layers)
@@ -300,7 +305,8 @@ def test_memory_of_the_default_run_by_hand() -> None:
     assert parts.cache == (12 + 1) * tensor + 128 * 160 * 4  # keys and values of 6 layers, one of them being copied
     assert parts.engine == 4 * 6 * 192 * (4 * 192 + 3 * 512)  # q, k, v, o; gate, up, down
     assert parts.logits == 3 * 4 * 16 * 144 * 512
-    assert parts.attention == (6 + 3) * 16 * 6 * 159**2 * 4
+    blocks = 80 * 80, 79 * 159  # queries × keys of 159 positions
+    assert parts.attention == (6 * sum(blocks) + 3 * blocks[1]) * 16 * 6 * 4
     assert parts.activations == 16 * 159 * 4 * (6 * (10 * 192 + 4 * 512) + 3 * 192)
     assert (
         parts.peak == parts.resident + parts.cache + parts.engine + parts.logits + parts.activations + parts.attention

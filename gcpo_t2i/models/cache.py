@@ -104,6 +104,14 @@ class Cache:
         return span
 
 
+def write(tensor: Tensor, slot: Tensor, new: Tensor) -> None:
+    """`new` (R, kv heads, d) becomes position `slot` (1,) of `tensor` (R, kv heads, C, d)."""
+    if tensor.device.type == "cpu":  # which copies to many places much slower than to one
+        tensor[:, :, slot.item()] = new
+    else:
+        tensor.index_copy_(2, slot, new[:, :, None])
+
+
 def attend_by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
     """One position's attention: query (R, kv heads, queries per kv head, d) over (R, kv heads, C, d) → query's shape."""
     scores = (query * scale) @ keys.transpose(2, 3)  # (R, kv heads, queries, C)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gcpo_t2i.models import graphs
-from gcpo_t2i.models.cache import Cache, Prefix, attend_by_products, attend_fused, prefill
+from gcpo_t2i.models.cache import Cache, Prefix, attend_by_products, attend_fused, prefill, write
 from gcpo_t2i.models.drawing import NULL_HIDDEN, Sampling, as_rollout, pick, uniform_numbers
 from gcpo_t2i.models.layers import Head, Layer, engine_layers
 from gcpo_t2i.models.policy import Generators, Rollout
@@ -55,8 +55,8 @@ def decode_step(
     for layer, keys, values in zip(layers, cache.keys, cache.values, strict=True):
         qkv = layer.qkv(normalized(x, layer.attention_norm)).view(rows, -1, d)  # (R, heads + 2 kv heads, d)
         turned = rotated(qkv[:, :-kv_heads], *rotary).to(keys.dtype)
-        keys.index_copy_(2, slot, turned[:, -kv_heads:, None])
-        values.index_copy_(2, slot, qkv[:, -kv_heads:, None])
+        write(keys, slot, turned[:, -kv_heads:])
+        write(values, slot, qkv[:, -kv_heads:])
         query = turned[:, :-kv_heads].view(rows, kv_heads, -1, d)
         mixed = attend(query, keys[:, :, :span], values[:, :, :span], bias, layer.scale)
         x = x + layer.out(mixed.reshape(rows, -1))

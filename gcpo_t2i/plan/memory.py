@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from gcpo_t2i.config import PlanConfig
+from gcpo_t2i.models.attention import blocks
 from gcpo_t2i.models.cache import whole_blocks
 from gcpo_t2i.models.drawing import NULL_HIDDEN
 from gcpo_t2i.models.layers import COPY_BYTES
@@ -39,7 +40,7 @@ class Precision:
     """What the layers run in, how the trunk attends, and what of it is trained and kept for the backward pass."""
 
     lower: bool = False  # bfloat16 by autocast
-    stores_attention: bool = True  # eager attention, as on a CPU, keeps (b, H, S, S) for the backward pass
+    stores_attention: bool = True  # attention in blocks, as on a CPU, keeps its probabilities for the backward pass
     adapters: int = 0  # LoRA: ranks of all adapters of a layer; 0 = the weights themselves are trained
     recomputes: bool = False  # gradient checkpointing
 
@@ -193,14 +194,16 @@ def layer_bytes(sizes: Sizes, precision: Precision) -> int:
 
 
 def attention_bytes(sizes: Sizes, batch: int, prefix: int, precision: Precision) -> int:
-    """Attention matrices of a micro-batch, b·H·S² each: per layer the probabilities (in bfloat16 two copies), and three
-    more for the layer at work, which is alone where layers are recomputed. 0 where a fused kernel never writes them
-    down."""
+    """What attention keeps of a micro-batch, b·H times the pairs of query and key in its blocks: per layer the probabilities
+    (in bfloat16 two copies), and three more for the block at work, whose layer is alone where layers are recomputed. 0
+    where a fused kernel never writes them down."""
     if not precision.stores_attention:
         return 0
-    matrix = batch * sizes.heads * (prefix + sizes.positions - 1) ** 2
+    length = prefix + sizes.positions - 1
+    pairs = [(rows.stop - rows.start) * seen.stop for rows, seen in blocks(length, length)]
     kept = FLOAT + 2 if precision.lower else FLOAT
-    return matrix * ((1 if precision.recomputes else sizes.layers) * kept + 3 * FLOAT)
+    layers = 1 if precision.recomputes else sizes.layers
+    return batch * sizes.heads * (layers * kept * sum(pairs) + 3 * FLOAT * max(pairs))
 
 
 def logit_bytes(sizes: Sizes, batch: int) -> int:
