@@ -107,7 +107,7 @@ class Cache:
 def write(tensor: Tensor, slot: Tensor, new: Tensor) -> None:
     """`new` (R, kv heads, d) becomes position `slot` (1,) of `tensor` (R, kv heads, C, d)."""
     if tensor.device.type == "cpu":  # which copies to many places much slower than to one
-        tensor[:, :, slot.item()] = new
+        tensor.select(2, int(slot)).copy_(new)
     else:
         tensor.index_copy_(2, slot, new[:, :, None])
 
