@@ -12,6 +12,7 @@ import torch
 
 from gcpo_t2i.bench import command, contest, log_probs, rivals, roofline, scaling, shapes, workload
 from gcpo_t2i.bench.contest import Result
+from gcpo_t2i.bench.memory import TensorMemory
 from gcpo_t2i.bench.roofline import Load
 from gcpo_t2i.bench.shapes import Shape
 from gcpo_t2i.cli import main
@@ -29,7 +30,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(module.SHAPES, "small_janus", TINY)
     monkeypatch.setattr(roofline, "COPIED", {"cpu": 1 << 16})
     monkeypatch.setattr(scaling, "GROUPS", (2,))
-    monkeypatch.setattr(scaling, "SIDES", {"cpu": (3, 4)})
+    monkeypatch.setattr(scaling, "SIDES", (3, 4))
     monkeypatch.setattr(scaling, "VOCABULARIES", (64, 96))
     monkeypatch.setattr(scaling, "WIDTHS", (1.0,))
     monkeypatch.setattr(log_probs, "LENGTH", 8)
@@ -121,7 +122,9 @@ def test_the_load_by_hand() -> None:
     assert load.bytes == 15 * 4 * (inner + outer) + 6 * filled * 2 * 2 * 32 * 4  # keys and values of 2 layers
     attention = filled * 2 * 2 * 2 * 32  # 2 layers; scores and values; multiply and add
     assert load.operations == 6 * (15 * 2 * (inner + outer) + attention)
+    assert load.logits == 6 * 15 * 64
     assert load.update_operations == 3 * 3 * (20 * 2 * (inner + outer) + attention)  # 3 images, forward and twice back
+    assert load.update_scores == 3 * 2 * 2 * filled  # 2 layers of 2 heads
 
 
 def test_a_ring_by_hand() -> None:
@@ -133,16 +136,34 @@ def test_a_ring_by_hand() -> None:
 def test_the_model_finds_the_coefficients_that_made_the_seconds() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for _ in range(6):
-        size = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-        load = Load(int(1000 * size[0]) + 1, 1e9 * size[1], 1e12 * size[2], 1e12 * size[3], 0.0)
-        rollout = 2e-10 * load.bytes + 3e-12 * load.operations + 1e-4 * load.positions
-        rows.append(scaling.Row("group", 1, 1, load, rollout, 5e-12 * load.update_operations, 0))
+    for _ in range(8):
+        size = (torch.rand(6, generator=generator, dtype=torch.float64) + 0.01).tolist()
+        load = Load(
+            int(1000 * size[0]), 1e9 * size[1], 1e12 * size[2], 1e9 * size[3], 1e12 * size[4], 1e9 * size[5], 0.0
+        )
+        rollout = 2e-10 * load.bytes + 3e-12 * load.operations + 1e-4 * load.positions + 4e-9 * load.logits
+        update = 5e-12 * load.update_operations + 6e-9 * load.update_scores
+        rows.append(scaling.Row("group", 1, 1, load, rollout, update, 0))
     model = scaling.fitted(rows)
-    assert [model.byte, model.operation, model.position, model.update_operation] == pytest.approx(
-        [2e-10, 3e-12, 1e-4, 5e-12], rel=1e-6
-    )
+    assert model.of_rollout == pytest.approx((2e-10, 3e-12, 1e-4, 4e-9), rel=1e-6)
+    assert model.of_update == pytest.approx((5e-12, 6e-9), rel=1e-6)
     assert model.step(rows[0].load, 1) == pytest.approx(rows[0].rollout + rows[0].update)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_sizes_that_do_not_fit_are_refused_before_any_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2 layers of width 32 in float32, keys and values of 2 branches of 4 images of 16 codes after the prompt: one block."""
+    monkeypatch.setattr(scaling, "free_memory", lambda device: 4 * 2 * 2 * 2 * 32 * 32 * 4 - 1)
+    monkeypatch.setattr(scaling, "_row", None)
+    options = ["--shape", "small_janus", "--prompts", "2", "--group_size", "2", "--what", "scaling", "--device", "cpu"]
+    assert main(["bench", *options]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert (
+        "scaling: keys and values of 4 images of 16 codes take 0.00 GB, 0.00 GB are free; lower --prompts (now 2)"
+        in shown
+    )
 
 
 # ---- measuring
@@ -150,7 +171,7 @@ def test_the_model_finds_the_coefficients_that_made_the_seconds() -> None:
 
 def test_ways_run_in_turns_and_the_median_is_kept() -> None:
     calls: list[str] = []
-    seconds = {"a": iter([9.0, 3.0, 1.0, 2.0]), "b": iter([9.0, 5.0, 5.0, 8.0])}
+    seconds = {"a": iter([9.0, 9.0, 3.0, 1.0, 2.0]), "b": iter([9.0, 9.0, 5.0, 5.0, 8.0])}
 
     def way(name: str) -> Any:
         def run() -> contest.Phases:
@@ -161,17 +182,40 @@ def test_ways_run_in_turns_and_the_median_is_kept() -> None:
 
     ticks: list[int] = []
     results = contest.in_turns({name: way(name) for name in "ab"}, 3, CPU, lambda: ticks.append(1))
-    assert "".join(calls) == "ab" * 4 and len(ticks) == 8
-    assert (results["a"].total, results["b"].total) == (2.0, 5.0)  # without the first time
+    assert "".join(calls) == "aabb" + "ab" * 3 and len(ticks) == 8
+    assert (results["a"].total, results["b"].total) == (2.0, 5.0)  # without the first times
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
-def test_peak_memory_sees_what_is_freed_again() -> None:
-    found: list[int] = []
-    for size in (1, 64):
-        with contest.peak_memory(CPU, found):
-            torch.ones(size << 20, dtype=torch.uint8)
-    assert found[0] < 8 << 20 and 60 << 20 < found[1] < 80 << 20
+def test_memory_of_tensors_by_hand() -> None:
+    """Of 1000 numbers each: the sum and its square root at once, then the root and one row; weights and views are not new."""
+    given = torch.ones(1000)
+
+    def way() -> contest.Phases:
+        given.mul_(1.0)
+        root = (given + 1).sqrt()
+        root.view(10, 100)[0].add_(1)
+        assert len(torch.cat([root, root[:100]])) == 1100
+        return {"phase": 1.0}
+
+    phases, peak = contest.counted(way, CPU)
+    assert (phases, peak) == ({"phase": 1.0}, 4 * 2100)
+
+
+def test_memory_that_a_backward_pass_holds() -> None:
+    """exp keeps its result for its gradient; beside it there are the gradients of sum (one number) and of exp."""
+    weight = torch.ones(1000, requires_grad=True)
+
+    def way() -> contest.Phases:
+        weight.exp().sum().backward()
+        return {}
+
+    _, peak = contest.counted(way, CPU)
+    assert peak == 4 * (1000 + 1 + 1 + 1000)
+    with TensorMemory() as held:
+        kept = weight.detach() + 1
+    assert held.now == kept.nbytes == 4000
+    del kept
+    assert held.now == 0 and held.peak == 4000
 
 
 @pytest.mark.usefixtures("tiny")
@@ -207,12 +251,12 @@ def test_a_step_with_adapters(capsys: pytest.CaptureFixture[str]) -> None:
 def test_table_compares_each_way_with_ours_under_its_head() -> None:
     from gcpo_t2i.bench.show import _ours
 
-    results = {name: Result({"both": 1.0}, None) for name in ("ours, frozen head", "plain, frozen head")}
+    results = {name: Result({"both": 1.0}, 0) for name in ("ours, frozen head", "plain, frozen head")}
     assert _ours(results, "plain, frozen head") is results["ours, frozen head"]
     assert _ours(results, "ours, frozen head") is results["ours, frozen head"]
-    results = {name: Result({"rollout": 1.0}, None) for name in ("ours", "ours (grpo)", "library", "plain")}
+    results = {name: Result({"rollout": 1.0}, 0) for name in ("ours", "ours (grpo)", "library", "plain")}
     assert all(_ours(results, name) is results["ours"] for name in results)
-    alone = {"plain": Result({"rollout": 1.0}, None)}
+    alone = {"plain": Result({"rollout": 1.0}, 0)}
     assert _ours(alone, "plain") is alone["plain"]
 
 

@@ -106,7 +106,7 @@ def measure(part: str, work: Workload, found: Found, progress: Progress) -> None
 def measure_scaling(work: Workload, found: Found, progress: Progress) -> None:
     config = work.config
     base = SHAPES[config.shape]
-    total = sum(1 for _ in scaling.variations(base, config.group_size, work.device.type))
+    total = sum(1 for _ in scaling.variations(base, config.group_size))
     task = progress.add_task("scaling", total=total)
     found.rows = scaling.measured(work, base, lambda: progress.advance(task))
     found.model = scaling.fitted(found.rows)

@@ -30,7 +30,9 @@ class Load:
     positions: int  # steps from code to code
     bytes: float  # that all of them must read: the layers and the head at each, and the cache as far as it is filled
     operations: float  # multiplications and additions of the rollout
+    logits: float  # that codes are drawn from
     update_operations: float  # of a forward and a backward pass
+    update_scores: float  # that an update's attention takes the softmax of
     gradient_bytes: float
 
 
@@ -40,16 +42,20 @@ def load_of(policy: Any, rows: int, prefix: int, size: int) -> Load:
     config, weights = policy.trunk.config, list(policy.trunk.layers.parameters())
     head = policy.adapter.head if isinstance(policy, LlamaGenPolicy) else policy.model.model.generation_head
     inner, outer = (sum(weight.numel() for weight in own) for own in (weights, head.parameters()))
+    codes = list(head.parameters())[-1].shape[0]  # weight (V, D) or bias (V,) of its last layer
     length = policy.grid[0] * policy.grid[1]
     positions = length - 1
     width = config.num_hidden_layers * config.head_dim
     filled = sum(prefix + step for step in range(1, length))
     cache = 2 * width * config.num_key_value_heads * size * rows * filled
-    attention = 4 * width * config.num_attention_heads * filled  # of one row
+    scores = config.num_hidden_layers * config.num_attention_heads * filled  # of one row
+    attention = 4 * config.head_dim * scores
     return Load(
         positions=positions,
         bytes=positions * (inner * size + outer * FLOAT) + cache,
         operations=rows * (2 * (inner + outer) * positions + attention),
+        logits=rows * positions * codes,
         update_operations=3 * rows / 2 * (2 * (inner + outer) * (prefix + positions) + attention),
+        update_scores=rows / 2 * scores,
         gradient_bytes=FLOAT * sum(weight.numel() for weight in policy.trunk.parameters()),
     )

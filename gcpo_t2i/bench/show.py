@@ -68,8 +68,7 @@ def _contest(results: dict[str, Result], found: Found | None) -> Table:
         rates = [found.images / result.total for result in results.values()]
         table.add_row("images/s", *(f"{rate:.3g}" for rate in rates))
         table.add_row("codes/s", *(f"{rate * found.codes:.4g}" for rate in rates))
-    peaks = [result.peak_bytes for result in results.values()]
-    table.add_row("peak MB on top", *("–" if peak is None else megabytes(peak) for peak in peaks))
+    table.add_row("peak MB on top", *(megabytes(result.peak_bytes) for result in results.values()))
     table.add_row()
     return table
 
