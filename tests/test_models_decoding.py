@@ -267,7 +267,8 @@ def test_both_attentions_agree() -> None:
     bias[0, ..., :4] = -torch.inf
     bias[:, ..., 10:] = -torch.inf
     fused = cache.attend_fused(query, keys, values, bias, 0.3)
-    torch.testing.assert_close(cache.attend_by_products(query, keys, values, bias, 0.3), fused, atol=1e-5, rtol=1e-5)
+    each = bias.expand(3, 2, 1, 12).flatten(0, 1)  # of the 2 kv heads
+    torch.testing.assert_close(cache.attend_by_products(query, keys, values, each, 0.3), fused, atol=1e-5, rtol=1e-5)
 
 
 # ---- groups, prefill, seeds

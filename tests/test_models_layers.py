@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gcpo_t2i.config import LoraConfig
 from gcpo_t2i.models import layers
@@ -40,6 +41,21 @@ def test_a_copy_is_made_where_it_is_small_or_in_another_precision(monkeypatch: p
         assert layers.copies(trunk)
         found: Any = layers.projection([trunk.layers[0].self_attn.q_proj], True)
     assert found.keywords["weight"].dtype == torch.bfloat16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lower", [False, True])
+def test_the_norm_is_that_of_transformers(lower: bool) -> None:
+    """By hand: (3, 4) has the mean square 12.5, and epsilon makes it 16; in bfloat16 within its precision."""
+    norm = LlamaRMSNorm(2, eps=3.5)
+    norm.weight.copy_(torch.tensor([1.0, -2.0]))
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+        found = layers.rms_norm(norm)(x.bfloat16() if lower else x)
+    assert found.dtype == (torch.bfloat16 if lower else torch.float32)
+    torch.testing.assert_close(found.float(), torch.tensor([[0.75, -2.0], [0.0, 0.0]]))
+    wide, x = LlamaRMSNorm(64), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layers.rms_norm(wide)(x), wide(x))
 
 
 def adapted_attention(targets: list[str]) -> tuple[Any, Any, Adapters]:

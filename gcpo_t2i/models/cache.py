@@ -53,12 +53,13 @@ def prefill(trunk: Any, embeds: Tensor, mask: Tensor, start: int) -> tuple[Tenso
 class Cache:
     """Keys and values per layer, each (R, kv heads, C, head_dim), in memory that is allocated once for a whole rollout.
 
-    Attention runs over whole blocks, unused positions masked by `bias` (R, 1, 1, all positions): 0 where a position may
-    be attended, else −inf. On accelerators C is the full length from the start, and attention reads a slice. A CPU takes
-    three times as long for products over a slice as over a whole, contiguous tensor. There C grows block by block: each
-    tensor moves into the spare one, whose place it leaves to the next. (Fresh tensors instead would cost a tenth of
-    the rollout in page faults.) Prefix keys are stored once per row, not per prompt: splitting the attention in two
-    saves 3 % of it at 20 caption and 144 image positions (18 % at 120 and 576), too little for a second kind of cache.
+    Attention runs over whole blocks. Unused positions are masked by `bias`, 0 where a position may be attended, else −inf:
+    (R, 1, 1, all positions) for `attend_fused`, (R * kv heads, 1, all positions) for `attend_by_products`. On accelerators C is
+    the full length from the start, and attention reads a slice. A CPU takes three times as long for products over a slice as
+    over a whole, contiguous tensor. There C grows block by block: each tensor moves into the spare one, whose place it leaves
+    to the next. (Fresh tensors instead would cost a tenth of the rollout in page faults.) Prefix keys are stored once per row,
+    not per prompt: splitting the attention in two saves 3 % of it at 20 caption and 144 image positions (18 % at 120 and 576),
+    too little for a second kind of cache.
     """
 
     keys: list[Tensor]
@@ -73,8 +74,9 @@ class Cache:
         self.capacity = whole_blocks(self.filled) if grows else room
         size = rows * first.shape[1] * room * first.shape[3]
         self.spare = first.new_empty(size if grows else 0)
-        self.bias = first.new_full((rows, 1, 1, room), -torch.inf)
-        self.bias[..., : self.filled].masked_fill_(prefix.mask.repeat_interleave(group, 0)[:, None, None], 0)
+        bias = first.new_full((rows, first.shape[1] if grows else 1, 1, room), -torch.inf)
+        bias[..., : self.filled].masked_fill_(prefix.mask.repeat_interleave(group, 0)[:, None, None], 0)
+        self.bias = bias.flatten(0, 1) if grows else bias
         self.keys, self.values = (
             [
                 self._filled(first.new_empty(size), tensor.repeat_interleave(group, 0), self.capacity)
@@ -104,18 +106,20 @@ class Cache:
         return span
 
 
-def write(tensor: Tensor, slot: Tensor, new: Tensor) -> None:
-    """`new` (R, kv heads, d) becomes position `slot` (1,) of `tensor` (R, kv heads, C, d)."""
-    if tensor.device.type == "cpu":  # which copies to many places much slower than to one
-        tensor.select(2, int(slot)).copy_(new)
+def write(tensor: Tensor, slot: Tensor | int, new: Tensor) -> None:
+    """`new` (R, kv heads, d) becomes position `slot`, or (1,), of `tensor` (R, kv heads, C, d)."""
+    if isinstance(slot, int):
+        tensor.select(2, slot).copy_(new)
     else:
         tensor.index_copy_(2, slot, new[:, :, None])
 
 
 def attend_by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """One position's attention: query (R, kv heads, queries per kv head, d) over (R, kv heads, C, d) → query's shape."""
-    scores = (query * scale) @ keys.transpose(2, 3)  # (R, kv heads, queries, C)
-    return scores.add_(bias).softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+    """One position's attention: query (R, kv heads, queries per kv head, d) over (R, kv heads, C, d), bias (R * kv heads, 1, C)
+    → query's shape. Scale and bias are part of the first product."""
+    queries, keys, values = (tensor.flatten(0, 1) for tensor in (query, keys, values))
+    weights = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=scale).softmax(-1, dtype=torch.float32)
+    return torch.bmm(weights.to(values.dtype), values).view(query.shape)
 
 
 def attend_fused(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:

@@ -11,21 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gcpo_t2i.models import graphs
 from gcpo_t2i.models.cache import Cache, Prefix, attend_by_products, attend_fused, prefill, write
 from gcpo_t2i.models.drawing import NULL_HIDDEN, Sampling, as_rollout, pick, uniform_numbers
-from gcpo_t2i.models.layers import Head, Layer, engine_layers
+from gcpo_t2i.models.layers import Head, Layer, engine_layers, rms_norm
 from gcpo_t2i.models.policy import Generators, Rollout
 
 # ---- one position
-
-
-def normalized(x: Tensor, norm: Any) -> Tensor:
-    """LlamaRMSNorm in one kernel."""
-    return F.rms_norm(x, norm.weight.shape, norm.weight.to(x.dtype), norm.variance_epsilon)
 
 
 def rotary_rows(trunk: Any, like: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -49,19 +43,21 @@ def decode_step(
     The position's keys and values go into the cache at `slot` (1,); attention runs over its first `span` positions.
     """
     rows, (_, kv_heads, d) = x.shape[0], cache.shape
-    attend = attend_by_products if x.device.type == "cpu" else attend_fused
+    on_cpu = x.device.type == "cpu"
+    attend = attend_by_products if on_cpu else attend_fused
+    place = int(slot) if on_cpu else slot  # a CPU copies much faster to a place that it is told as a number
     cache.bias.index_fill_(-1, slot, 0)
     bias = cache.bias[..., :span]
     for layer, keys, values in zip(layers, cache.keys, cache.values, strict=True):
-        qkv = layer.qkv(normalized(x, layer.attention_norm)).view(rows, -1, d)  # (R, heads + 2 kv heads, d)
+        qkv = layer.qkv(layer.attention_norm(x)).view(rows, -1, d)  # (R, heads + 2 kv heads, d)
         turned = rotated(qkv[:, :-kv_heads], *rotary).to(keys.dtype)
-        write(keys, slot, turned[:, -kv_heads:])
-        write(values, slot, qkv[:, -kv_heads:])
+        write(keys, place, turned[:, -kv_heads:])
+        write(values, place, qkv[:, -kv_heads:])
         query = turned[:, :-kv_heads].view(rows, kv_heads, -1, d)
         mixed = attend(query, keys[:, :, :span], values[:, :, :span], bias, layer.scale)
         x = x + layer.out(mixed.reshape(rows, -1))
-        gate, up = layer.gate_up(normalized(x, layer.mlp_norm)).chunk(2, dim=-1)
-        x = x + layer.down(layer.activation(gate) * up)
+        gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
+        x = x + layer.down(layer.activation(gate).mul_(up))
     return x
 
 
@@ -88,7 +84,7 @@ class Decoder:
         """`start` is the position of the prefixes' first column. See `sample` for the others."""
         self.embed, self.head, self.guided, self.how = embed, head, guided, how
         self.cache = Cache(prefix, group, length - 1, grows=prefix.mask.device.type == "cpu")
-        self.layers, self.norm = engine_layers(trunk), trunk.norm  # copied into what memory the cache leaves
+        self.layers, self.norm = engine_layers(trunk), rms_norm(trunk.norm)  # copied into what memory the cache leaves
         self.first = self.cache.filled - 1  # the slot of code t is first + t + 1
         device, batch = prefix.mask.device, self.cache.shape[0] // (2 if guided else 1)
         self.uniform = uniform_numbers(batch, length, generator, device)
@@ -121,7 +117,7 @@ class Decoder:
         x = torch.cat([embeds, embeds]) if self.guided else embeds
         cos, sin = (rows.index_select(0, self.index) for rows in self.rotary)
         x = decode_step(self.layers, x, self.index + self.first, (cos, sin), self.cache, span)
-        self.record(normalized(x, self.norm))
+        self.record(self.norm(x))
 
 
 @torch.no_grad()
