@@ -36,7 +36,7 @@ class Edits:
     ) -> None:
         self.config, self.algorithm, self.update = config, algorithm, update
         self.rewards, self.processes = rewards, processes
-        self.references = References(policy, config.train_prompts, config.seed)
+        self.references = References.of(policy, config.train_prompts, prompts, config.seed)
         self.notes: list[str] = []
         if algorithm.rescue is not None:
             if rewards.successes({name: [] for name in rewards.weights}) is None:

@@ -1,8 +1,9 @@
 """Reference images: where those of the prompts come from, and how they take the places of samples.
 
 The reference of a prompt is its column `gold`: a picture file, relative to the prompt file, in the size of the model's own
-images; or a list of the codes of one. ShapesWorld's own prompts need no column: a scene is drawn for each, always the same
-with the same seed. References are encoded by the policy's own image tokenizer, and judged by what that makes of them.
+images; or a list of the codes of one. ShapesWorld's own prompts need no column: where no prompt has one, a scene is drawn
+for each, always the same with the same seed. References are encoded by the policy's own image tokenizer, and judged by what
+that makes of them.
 """
 
 from __future__ import annotations
@@ -35,18 +36,23 @@ COLUMN = "gold"
 
 @dataclass(frozen=True)
 class References:
-    """The references of prompts from `source`, for one policy. `seed` is that of drawn scenes."""
+    """The references of prompts from `source`, for one policy. `seed` is that of drawn scenes, if any are to be drawn."""
 
     policy: Policy
     source: str
-    seed: int
+    seed: int | None
+
+    @classmethod
+    def of(cls, policy: Policy, source: str, prompts: Sequence[Prompt], seed: int) -> References:
+        """For ShapesWorld's prompts scenes are drawn, unless a prompt brings a reference: then the others are to have none."""
+        return cls(policy, source, None if any(map(given, prompts)) else seed)
 
     def checked(self, prompts: Sequence[Prompt]) -> list[str]:
         """Notes on prompts without a reference. UserError, with the place of the prompt, for a reference that cannot be
         used, and where there is none at all. Every picture is read once: a run does not end at one that is broken."""
         places = self.policy.grid[0] * self.policy.grid[1]
         for prompt in prompts:
-            gold = prompt.columns.get(COLUMN)
+            gold = given(prompt)
             if isinstance(gold, str):
                 found = self._picture(prompt).size
                 if found != self.size:
@@ -75,14 +81,13 @@ class References:
 
     def has(self, prompt: Prompt) -> bool:
         """Whether there is one: ShapesWorld draws its own prompts for a model that makes its images."""
-        drawn = prompt.text in _specs() and self.size == (IMAGE_SIZE, IMAGE_SIZE)
-        return prompt.columns.get(COLUMN) is not None or drawn
+        drawn = self.seed is not None and prompt.text in _specs() and self.size == (IMAGE_SIZE, IMAGE_SIZE)
+        return drawn or given(prompt) is not None
 
     def codes(self, prompts: Sequence[Prompt]) -> Tensor:
         """(N, T) int64 on the CPU, of N prompts that have a reference."""
-        given = [prompt.columns.get(COLUMN) for prompt in prompts]
-        pictured = [i for i, gold in enumerate(given) if gold is None or isinstance(gold, str)]
-        found: list[Any] = list(given)
+        found = list(map(given, prompts))
+        pictured = [i for i, gold in enumerate(found) if gold is None or isinstance(gold, str)]
         if pictured:
             with torch.autocast(self.policy.codebook.device.type, enabled=False):  # which would choose other codes
                 encoded = self.policy.encode([self._picture(prompts[i]) for i in pictured]).cpu()
@@ -91,16 +96,22 @@ class References:
         return torch.stack([torch.as_tensor(codes, dtype=torch.int64) for codes in found])
 
     def _picture(self, prompt: Prompt) -> Image.Image:
-        gold = prompt.columns.get(COLUMN)
+        gold = given(prompt)
         if gold is None:
             words = int.from_bytes(hashlib.sha256(prompt.text.encode()).digest()[:8], "big")
-            scene = sample_scene(_specs()[prompt.text], np.random.default_rng((self.seed, words)))
+            scene = sample_scene(_specs()[prompt.text], np.random.default_rng((self.seed or 0, words)))
             return Image.fromarray(render(scene))
         folder = Path() if self.source.startswith(DATASET) else Path(self.source).parent
         try:
             return read_picture(folder / gold).image
         except UserError as error:
             raise UserError(f"{prompt.place}: {COLUMN}: {error}") from error
+
+
+def given(prompt: Prompt) -> Any:
+    """What the prompt's column holds; None for an empty cell, as for no column."""
+    gold = prompt.columns.get(COLUMN)
+    return None if isinstance(gold, str) and not gold.strip() else gold
 
 
 @cache

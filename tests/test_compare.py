@@ -17,6 +17,7 @@ from rich.console import Console
 from scipy.stats import binom
 
 import gcpo_t2i.compare as package
+from gcpo_t2i.algo.rows import ROWS
 from gcpo_t2i.cli import main
 from gcpo_t2i.compare import environments
 from gcpo_t2i.compare.bootstrap import Estimate, bootstrap
@@ -219,6 +220,17 @@ def test_two_algorithms_with_two_seeds(
     assert main([*command, "--seeds", "0", "2", "--algorithms", "grpo"]) == 0
     assert [line[line.index("--seed") + 1] for line in started] == ["2"]
     assert list(json.loads((folder / "compare.json").read_text())["bright"]) == ["grpo"]
+
+
+def test_every_algorithm_can_be_compared(command: list[str], tmp_path: Path, started: list[list[str]]) -> None:
+    prompts = tmp_path / "gold.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text, "gold": [3] * 16}) + "\n" for text in ("red", "blue")))
+    own = ["--train.train_prompts", str(prompts), "--train.success_reward", "2", "--train.steps", "1", "--seeds", "0"]
+    assert main([*command, *own, "--algorithms", *ROWS]) == 0
+    assert list(json.loads((tmp_path / "c" / "compare.json").read_text())["bright"]) == list(ROWS)
+    assert len(started) == len(ROWS) and all(
+        f"| `{name}` | 1 |" in (tmp_path / "c" / "compare.md").read_text() for name in ROWS
+    )
 
 
 def test_scores_of_every_image_are_kept(command: list[str], tmp_path: Path, started: list[list[str]]) -> None:

@@ -112,6 +112,21 @@ def test_shapesworld_draws_references_that_fulfil_their_prompts() -> None:
     assert not references.has(Prompt("a photo of a cat"))
 
 
+def test_none_are_drawn_where_a_prompt_brings_its_own() -> None:
+    """Those without, or with an empty cell, are to stay as they are, whatever their text is."""
+    policy: Any = load_model("shapesworld", torch.device("cpu"))
+    text = "a photo of a red circle"
+    assert References.of(policy, "own.jsonl", [Prompt(text), Prompt(text, None, {"gold": " "})], seed=0).has(
+        Prompt(text)
+    )
+    prompts = [Prompt(text, None, {"gold": [3] * 144}), Prompt(text), Prompt(text, None, {"gold": ""})]
+    references = References.of(policy, "own.jsonl", prompts, seed=0)
+    assert [references.has(prompt) for prompt in prompts] == [True, False, False]
+    assert references.checked(prompts) == [
+        f"own.jsonl: 2 of 3 prompts have no reference (gold), such as '{text}'; their groups stay as they are"
+    ]
+
+
 # --- success ------------------------------------------------------------------
 
 
