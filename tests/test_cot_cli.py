@@ -91,6 +91,9 @@ def test_overwrite_and_resume(tiny, tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert "after 3 steps of guidance_gcpo" in card(tmp_path)
+    finished = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert main([*once, "--overwrite", "--trl", '{"num_generations": 1}']) == 2
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == finished
     assert main([*once, "--overwrite"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
@@ -205,6 +208,12 @@ def heatmap_with(*options: str) -> Callable[[Path, Path], list[str]]:
 
 ONE = {"question": "Ann has two pens.", "answer": "2"}
 
+
+def with_negatives(*given: object) -> Callable[[Path, Path], list[str]]:
+    rows = [{**ONE, "bad": one} for one in given]
+    return lambda tiny, tmp: command(tiny, tmp, "--negative_column", "bad", rows=rows)
+
+
 CASES: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "group of one": (with_options("--group_size", "1"), "group_size must be at least 2, not 1"),
     "template without question": (
@@ -256,9 +265,35 @@ CASES: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
         "trl: GRPOConfig has no 'use_vlm'; did you mean 'use_vllm'?",
     ),
     "impossible setting of TRL": (with_options("--trl", '{"generation_batch_size": 7}'), "generation_batch_size"),
+    "group of one by TRL's name": (
+        with_options("--trl", '{"num_generations": 1}'),
+        "at least 2 generations per prompt",
+    ),
+    "setting that the trainer refuses last": (with_options("--trl", '{"sync_ref_model": true}'), "set `beta` to a non"),
     "unknown negative column": (
         with_options("--negative_column", "bad"),
-        "negative_column 'bad' is not in the data, which have question, answer, gold, prompt",
+        "questions.jsonl', which has question, answer, gold; name one of these, or add it",
+    ),
+    "empty cell of a negative column": (
+        with_negatives("Ann has six.", "Ann has ten.", None),
+        "questions.jsonl, line 3: negative_column 'bad' is empty; give every row a negative prompt, or drop the setting",
+    ),
+    "row without the negative column": (
+        lambda tiny, tmp: command(tiny, tmp, "--negative_column", "bad", rows=[{**ONE, "bad": "Ann has six."}, ONE]),
+        "questions.jsonl, line 2: negative_column 'bad' is empty",
+    ),
+    "negative prompt of blanks": (with_negatives(" "), "line 1: negative_column 'bad' is empty"),
+    "negative prompt of another kind": (
+        with_negatives("Ann has six.", 6),
+        "line 2: negative_column 'bad' must be a text, or messages with role and content, got 6",
+    ),
+    "negative prompts of two kinds": (
+        with_negatives("Ann has six.", [{"role": "user", "content": "Ann has ten."}]),
+        "questions.jsonl' has values of different kinds (Expected bytes, got a 'list' object); make them all texts",
+    ),
+    "messages without a role": (
+        with_negatives([{"content": "Ann has six."}]),
+        "line 1: negative_column 'bad' must be a text, or messages with role and content, got [{'content'",
     ),
     "no model": (with_options("--model", "nowhere"), "no folder 'nowhere'; arithmetic is the model that ships"),
     "no reward": (with_options("--reward", "nowhere.py:f"), "no such file"),
@@ -279,8 +314,18 @@ def test_one_line_and_nothing_written(case, tiny, tmp_path, monkeypatch, capsys)
     out, err = capsys.readouterr()
     line = err.splitlines()[-1]
     assert line.startswith("gcpo-t2i: error: ") and message in line
-    assert not (tmp_path / "run" / "policy").exists() and not (tmp_path / "page.html").exists()
+    assert not (tmp_path / "run").exists() and not (tmp_path / "page.html").exists()
     assert "Traceback" not in out + err
+
+
+def test_a_refused_run_takes_away_the_folders_that_it_made_and_no_others(tiny, tmp_path):
+    outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
+    refused = command(tiny, tmp_path, "--trl", '{"sync_ref_model": true}', "--output_dir", str(inner))
+    assert main(refused) == 2 and not outer.exists()
+    outer.mkdir()
+    assert main(refused) == 2 and outer.is_dir() and not inner.exists()
+    inner.mkdir()
+    assert main(refused) == 2 and inner.is_dir()
 
 
 @pytest.mark.parametrize("version", ["1.14.1", "1.15.0", "1.17.0", "0.9"])
@@ -305,6 +350,12 @@ def test_no_trl(tiny, tmp_path, monkeypatch, capsys):
     )
     with pytest.raises(ValueError, match="not installed"):
         from gcpo_t2i.cot import GuidanceGRPOTrainer  # noqa: F401
+
+
+def test_no_package_for_a_setting_of_trl(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("trl.generation.vllm_generation.is_vllm_available", lambda: False)
+    assert main(command(tiny, tmp_path, "--trl", '{"use_vllm": true}')) == 2
+    assert "gcpo-t2i: error: vLLM is not available" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_config_with_the_settings_of_images_names_the_file(tiny, tmp_path, capsys):

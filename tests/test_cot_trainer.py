@@ -35,10 +35,21 @@ def rollout(trainer: GuidanceGRPOTrainer) -> tuple[list[dict[str, Any]], dict[st
 # --- uniform credit is TRL ------------------------------------------------------------------------------------------
 
 
+WHOLE = {"max_steps": 4}
+# Two updates with each half of a rollout, in three micro-batches of two answers: shuffled, split, accumulated.
+IN_PARTS = {
+    "max_steps": 8,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 3,
+    "steps_per_generation": 6,
+}
+
+
+@pytest.mark.parametrize("batches", [WHOLE, IN_PARTS], ids=["whole", "in parts"])
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
-def test_uniform_credit_is_trl_bit_for_bit(tmp_path, loss_type):
+def test_uniform_credit_is_trl_bit_for_bit(tmp_path, loss_type, batches):
     """Two updates of each of two rollouts, so that ratios leave 1. With SGD equal weights after a step are equal gradients."""
-    same = {"loss_type": loss_type, "num_iterations": 2, "max_steps": 4, "epsilon": 0.05}
+    same = {"loss_type": loss_type, "num_iterations": 2, "epsilon": 0.05, **batches}
     theirs = trainer_of(GRPOTrainer, GRPOConfig, tmp_path, **same)
     theirs.train()
     ours = guided(tmp_path, credit="uniform", **same)  # sets the seed again
@@ -50,7 +61,7 @@ def test_uniform_credit_is_trl_bit_for_bit(tmp_path, loss_type):
         moved += (own - start[name]).abs().sum().item()
     assert moved > 0.1
     losses = [[row["loss"] for row in one.state.log_history if "loss" in row] for one in (ours, theirs)]
-    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert losses[0] == losses[1] and len(losses[0]) == batches["max_steps"]
     clipped = [row["clip_ratio/region_mean"] for row in ours.state.log_history if "loss" in row]
     assert max(clipped) > 0  # ratios did leave 1
 
@@ -230,6 +241,26 @@ def test_gold_takes_the_place_of_the_worst_answer_of_a_failed_group(tmp_path):
         torch.testing.assert_close(output["advantages"][group * 4 : group * 4 + 4, 0], expected)
 
 
+def test_gold_may_be_messages(tmp_path):
+    """The conversational form of TRL: the last message is the answer, as it is as a text."""
+    data = [[{"role": "assistant", "content": RIGHT}], None, [{"role": "assistant", "content": " "}]]
+    *_, output, counts = gold_rollout(tmp_path / "messages", data)
+    *_, plain, same = gold_rollout(tmp_path / "texts", [RIGHT, None, " "])
+    assert counts == same and counts["gold/injected"] == 1
+    assert torch.equal(output["completion_ids"], plain["completion_ids"])
+    assert torch.equal(output["advantages"], plain["advantages"])
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [5, [{"role": "user", "content": RIGHT}], [{"role": "assistant", "content": [{"type": "text", "text": RIGHT}]}]],
+)
+def test_gold_that_is_no_answer_names_its_row(tmp_path, gold):
+    said = r"train_dataset\[1\]: gold_column 'gold' must be the right answer as a text, or as messages .* got (5|\[\{)"
+    with pytest.raises(ValueError, match=said):
+        guided(tmp_path, data=conversations(gold=[None, gold, None]), gold_column="gold")
+
+
 def test_prompts_without_gold_stay_as_they_are_and_are_counted_once(tmp_path, caplog):
     *_, counts = gold_rollout(tmp_path, [RIGHT, None, ""])
     assert counts["gold/all_failed"] == 3 and counts["gold/injected"] == 1
@@ -293,8 +324,8 @@ def test_gold_with_sequence_ratio_trains(tmp_path):
         ({"credit": "stage"}, "needs advantage, code_vectors, which texts do not have"),
         ({"credit_contrast": "exact_kl"}, "needs exact_kl, which texts do not have"),
         ({"credit_top": 0.9}, "0 < top <= mass < 1"),
-        ({"negative_column": "bad"}, "negative_column 'bad' is not in the data, which have prompt"),
-        ({"gold_column": "gold"}, "gold_column 'gold' is not in the data, which have prompt"),
+        ({"negative_column": "bad"}, "negative_column 'bad' is no column of train_dataset, which has prompt; name one"),
+        ({"gold_column": "gold"}, "gold_column 'gold' is no column of train_dataset, which has prompt; name one"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path, wrong, message):
@@ -307,10 +338,52 @@ def test_plain_config_is_refused(tmp_path):
         trainer_of(GuidanceGRPOTrainer, GRPOConfig, tmp_path)
 
 
-def test_an_empty_cell_of_a_negative_column(tmp_path):
-    data = conversations(other=["Carl has six.", None, "Gus has five."])
-    with pytest.raises(ValueError, match="negative_column 'other' is empty for the prompt"):
-        rollout(guided(tmp_path, data=data, negative_column="other"))
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (
+            ["Carl has six.", None, "Gus has five."],
+            r"train_dataset\[1\]: negative_column 'other' is empty; give every row",
+        ),
+        ([1, 2, 3], r"train_dataset\[0\]: negative_column 'other' must be a text, or messages .*, got 1"),
+        (
+            [[{"role": "user", "content": "Carl has six."}], [], []],
+            r"train_dataset\[1\]: negative_column 'other' is empty",
+        ),
+    ],
+)
+def test_cells_of_a_negative_column_that_cannot_be(tmp_path, others, message):
+    with pytest.raises(ValueError, match=message):
+        guided(tmp_path, data=conversations(other=others), negative_column="other")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (
+            conversations(other=["Carl has six.", "Dora has ten.", ""]),
+            r"^eval_dataset\[2\]: negative_column 'other' is",
+        ),
+        (
+            {"hard": conversations()},
+            r"negative_column 'other' is no column of eval_dataset\['hard'\], which has prompt",
+        ),
+    ],
+)
+def test_negative_columns_of_data_for_evaluation(tmp_path, held_out, message):
+    data, (model, tokenizer) = conversations(other=["Carl has six."] * 3), tiny_text_model()
+    args = GuidanceGRPOConfig(**settings(tmp_path, negative_column="other"))
+    with pytest.raises(ValueError, match=message):
+        GuidanceGRPOTrainer(model, even_ids, args, data, eval_dataset=held_out, processing_class=tokenizer)
+
+
+def test_an_empty_cell_of_a_stream_is_met_when_it_is_drawn(tmp_path):
+    data = conversations(other=["Carl has six.", None, "Gus has five."]).to_iterable_dataset()
+    trainer = guided(tmp_path, data=data, negative_column="other")
+    with pytest.raises(
+        ValueError, match=r"^the row of the prompt 'Ben has nine cards\. .*': negative_column 'other' is empty"
+    ):
+        rollout(trainer)
 
 
 def test_token_masks_keep_credit_finite_where_an_answer_is_left_out(tmp_path):

@@ -17,12 +17,17 @@ import torch
 from PIL import Image
 
 from gcpo_t2i.algo.credit import CreditSettings
+from gcpo_t2i.config import CotHeatmapConfig
+from gcpo_t2i.cot.heatmap import DEFAULT_ANSWER
+from gcpo_t2i.cot.models import EMBEDDED_MODEL
+from gcpo_t2i.cot.negatives import WRONG_ON_PURPOSE
 from gcpo_t2i.demo import training
 from gcpo_t2i.demo.page import build, serve
+from gcpo_t2i.demo.reasoning import CONTRASTS, NORMALIZERS, Reasoner, drawn, order
 from gcpo_t2i.demo.studio import Studio
 from gcpo_t2i.demo.views import cells, table
 from tests.browser import MISSING, chromium, find_browser
-from tests.screenshots import choose, open_tab
+from tests.screenshots import choose, open_tab, reasoning
 from tests.test_demo import ORDER, huge_png, runs_dir, studio, write_run
 
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[test]'")
@@ -343,6 +348,24 @@ def test_base_and_trained_policy_side_by_side(visitor: Any, studio: Studio) -> N
     scores = [np.mean(answer.group.scored.scores["bright"]) for answer in (base, trained)]
     text = page.locator("#compare-summary").inner_text()
     assert re.findall(r"bright\s+(\S+)\s+(\S+)", text) == [tuple(f"{score:.3f}" for score in scores)]
+
+
+# --- reasoning ----------------------------------------------------------------
+
+
+def test_the_default_question_is_answered_with_the_credit_of_every_token(visitor: Any, studio: Studio) -> None:
+    page = visitor()
+    reasoning(page)
+    boxes = CotHeatmapConfig().prompt, DEFAULT_ANSWER, WRONG_ON_PURPOSE, 4, 1.0, 0, CONTRASTS[0], NORMALIZERS[0]
+    wanted = drawn(Reasoner(studio).ask(EMBEDDED_MODEL, order(*boxes)))
+    spans = page.locator("#reasoning-answers .token")
+    assert spans.evaluate_all("all => all.map(one => one.title)") == re.findall(r'title="(.*?)"', wanted)
+    assert page.locator("#reasoning-answers h2").all_inner_texts() == re.findall("<h2>(.*?)</h2>", wanted)
+    colours = spans.evaluate_all("all => all.map(one => getComputedStyle(one).backgroundColor)")
+    assert len(set(colours)) > 10
+
+
+# --- the whole page -----------------------------------------------------------
 
 
 def test_the_model_that_ships_draws_what_its_prompt_says(browser: Any) -> None:

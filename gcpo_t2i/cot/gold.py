@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gcpo_t2i.algo.edits import all_failed, worst
+from gcpo_t2i.cot.columns import cells
 from gcpo_t2i.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,9 +40,24 @@ class Generated(NamedTuple):
     tool_images: Any
 
 
-def missing_gold(answers: list[str | None]) -> int:
-    """How many have nothing in them."""
-    return sum(not (answer or "").strip() for answer in answers)
+def gold_text(answer: Any, what: str = "a gold answer") -> str:
+    """A reference, a text or messages of which the last is the assistant's, as a text; '' for none. UserError, which begins
+    with `what`, for anything else."""
+    last = answer[-1] if isinstance(answer, list) and answer else None
+    text = last.get("content") if isinstance(last, Mapping) and last.get("role") == "assistant" else answer
+    if text in (None, []):
+        return ""
+    if not isinstance(text, str):
+        raise UserError(
+            f"{what} must be the right answer as a text, or as messages of which the last is the assistant's, got "
+            f"{answer!r:.80}"
+        )
+    return text
+
+
+def missing_gold(answers: Iterable[Any]) -> int:
+    """How many have nothing in them. UserError as `gold_text`."""
+    return sum(not gold_text(answer).strip() for answer in answers)
 
 
 def to_replace(totals: Tensor, group: int, least: float) -> tuple[Tensor, Tensor]:
@@ -58,17 +74,14 @@ class GoldAnswers:
         self.trainer, self.column = trainer, str(trainer.args.gold_column)
         if trainer.tools or trainer.rollout_func is not None:
             raise UserError("gold_column: gold answers are for answers in one turn, without tools and rollout_func")
-        trainer._check_column("gold_column", self.column)
         self.group = int(trainer.num_generations or 0)
         self.longest = trainer.max_completion_length or math.inf  # tokens
         self._say_missing()
 
     def _say_missing(self) -> None:
         """Once, at the start, in the log of the first process."""
-        data: Any = self.trainer.train_dataset
-        if self.column not in (getattr(data, "column_names", None) or ()):
-            return  # a stream that does not know its columns
-        answers = list(data[self.column]) if hasattr(data, "__len__") else []
+        found = cells("gold_column", self.column, self.trainer.train_dataset, "train_dataset")
+        answers = [gold_text(cell, f"{where}: gold_column '{self.column}'") for where, cell in found]
         missing = missing_gold(answers)
         if answers and missing == len(answers):
             raise UserError(
@@ -88,7 +101,7 @@ class GoldAnswers:
         counts = {"all_failed": failed.sum(), "own_reward": totals.mean()}
         first = self.trainer.accelerator.process_index * len(rows)
         wanted = {place - first for place in places[failed].tolist() if 0 <= place - first < len(rows)}
-        golds = {row: self._ids(rows[row]) for row in wanted if missing_gold([rows[row].get(self.column)]) == 0}
+        golds = {row: self._ids(rows[row]) for row in wanted if self._text(rows[row]).strip()}
         fitting = {row: ids for row, ids in golds.items() if len(ids) <= self.longest}
         offered = self._everywhere([row in golds for row in range(len(rows))])
         usable = self._everywhere([row in fitting for row in range(len(rows))])
@@ -113,17 +126,20 @@ class GoldAnswers:
         """The flags (B,) of this process → those of all, (N,)."""
         return self.trainer.accelerator.gather(torch.tensor(flags, device=self.trainer.accelerator.device))
 
+    def _text(self, row: dict[str, Any]) -> str:
+        return gold_text(row.get(self.column), f"gold_column '{self.column}'")
+
     def _ids(self, row: dict[str, Any]) -> list[int]:
         """The reference as the policy would have said it, with the end."""
         tokenizer = self.trainer._tokenizer
-        return [*tokenizer(row[self.column], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        return [*tokenizer(self._text(row), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
     def _replaced(self, own: Generated, rows: Rows, golds: dict[int, list[int]]) -> Generated:
         """A copy with these rows' answers replaced; lists of other processes' rows are not here."""
         ids, completions = list(own.completion_ids), list(own.completions)
         logprobs = None if own.logprobs is None else list(own.logprobs)
         for row, gold in golds.items():
-            text = rows[row][self.column]
+            text = self._text(rows[row])
             ids[row] = gold
             completions[row] = (
                 text if isinstance(own.completions[row], str) else [{"role": "assistant", "content": text}]

@@ -32,6 +32,23 @@ def check_template(template: str) -> None:
         )
 
 
+def check_cell(given: Any, where: str, column: str) -> None:
+    """UserError, which begins with `where`, for what is no negative prompt: nothing, or neither a text nor messages."""
+    if given in (None, []) or (isinstance(given, str) and not given.strip()):
+        raise UserError(
+            f"{where}: negative_column '{column}' is empty; give every row a negative prompt, or drop the setting, and the "
+            "negative_template is used"
+        )
+    if not isinstance(given, str) and not (isinstance(given, list) and all(map(_is_message, given))):
+        raise UserError(
+            f"{where}: negative_column '{column}' must be a text, or messages with role and content, got {given!r:.60}"
+        )
+
+
+def _is_message(given: Any) -> bool:
+    return isinstance(given, Mapping) and {"role", "content"} <= given.keys()
+
+
 def with_question(prompt: Prompt, change: str) -> Prompt:
     """The prompt with `change` in the place of its question, where {question} stands for the question itself.
 
@@ -42,7 +59,10 @@ def with_question(prompt: Prompt, change: str) -> Prompt:
     messages = [dict(message) for message in prompt]
     asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
     if not asked:
-        raise UserError(f"a negative prompt takes the place of the user's message, and there is none in {messages}")
+        raise UserError(
+            "a negative prompt takes the place of the user's message, and a prompt has none, only messages of "
+            f"{', '.join(message['role'] for message in messages)}; give a negative_column of whole conversations"
+        )
     last = messages[asked[-1]]
     if not isinstance(last["content"], str):
         raise UserError("a negative template is for questions that are texts, not pictures; give a negative_column")
@@ -53,15 +73,13 @@ def with_question(prompt: Prompt, change: str) -> Prompt:
 def negative_prompt(prompt: Prompt, row: Mapping[str, Any], template: str, column: str | None) -> Prompt:
     """The negative prompt of one row of the data, of the same kind as its prompt, text or conversation.
 
-    UserError for a row whose column has nothing in it.
+    UserError for a row whose column has none.
     """
     if column is None:
         return with_question(prompt, template)
-    given = row.get(column)
-    if not given:
-        raise UserError(
-            f"negative_column '{column}' is empty for the prompt {prompt!r}; give every row a negative prompt"
-        )
+    given: Any = row.get(column)
+    asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+    check_cell(given, f"the row of the prompt '{asked:.60}'", column)
     # As it stands: a text with {question} in it means these very letters.
     return given if not isinstance(given, str) or isinstance(prompt, str) else _said(prompt, given)
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gcpo_t2i.cot.answers import right_number
+from gcpo_t2i.cot.columns import check_column
+from gcpo_t2i.cot.negatives import check_cell
 from gcpo_t2i.data import read_text
 from gcpo_t2i.datasets_prompts import DATASET, read_rows
 from gcpo_t2i.errors import UserError, did_you_mean
@@ -26,17 +28,24 @@ BUILT_IN_SIZE = 4000  # of very many
 BUILT_IN_SEED = 0
 
 
-def load_questions(source: str, most: int | None = None, numbers: bool = True) -> list[Question]:
-    """At most `most` questions from the first; never empty. `numbers`: every answer must be a number.
+def load_questions(
+    source: str, most: int | None = None, numbers: bool = True, negatives: str | None = None
+) -> list[Question]:
+    """At most `most` questions from the first; never empty. `numbers`: every answer must be a number; `negatives`: a column in
+    which every question must have a negative prompt.
 
     UserError, which names the file and the line: unknown set, missing or empty file, a line that is no object, without a
-    question, or with an answer that cannot be read.
+    question or a negative prompt, or with an answer that cannot be read.
     """
-    questions = [_checked(row, where, numbers) for row, where in islice(_rows(source), most)]
-    if not questions:
+    found = [(_checked(row, where, numbers), where) for row, where in islice(_rows(source), most)]
+    if not found:
         raise UserError(f"question file '{source}' is empty; write one JSON object per line")
-    names = dict.fromkeys(name for question in questions for name in question)
-    return [{name: question.get(name) for name in names} for question in questions]
+    names = dict.fromkeys(name for question, _ in found for name in question)
+    if negatives is not None:
+        check_column("negative_column", negatives, names, f"'{source}'")
+        for question, where in found:
+            check_cell(question.get(negatives), where, negatives)
+    return [{name: question.get(name) for name in names} for question, _ in found]
 
 
 def _rows(source: str) -> Iterator[tuple[Mapping[str, Any], str]]:

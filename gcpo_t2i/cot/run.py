@@ -10,7 +10,9 @@ policy/                   the trained model and its tokenizer
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ from gcpo_t2i.config import CotTrainConfig
 from gcpo_t2i.cot.evaluation import Evaluation
 from gcpo_t2i.errors import UserError
 from gcpo_t2i.files import write_text
-from gcpo_t2i.folders import check_output_dir, next_run_dir, remove_output
+from gcpo_t2i.folders import LOCK, check_output_dir, locked, next_run_dir, remove_output
 from gcpo_t2i.image_scores import scores_path
 from gcpo_t2i.report import run_progress, truncate_metrics
 from gcpo_t2i.resume import allowed_changes, settings_as_json
 from gcpo_t2i.yaml_files import read_yaml
 
+CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SETTINGS = "settings.json"
 # What may be another when a run goes on: settings that no weight depends on, and those that a run may need to get through.
@@ -35,16 +38,31 @@ FREE = ("output_dir", "resume", "overwrite", "save_every", "eval")
 INEXACT = ("steps", "micro_batch_size", "device", "dtype")
 
 
-def run_folder(config: CotTrainConfig) -> Path:
-    """The run's folder, made if it is not there. UserError if it holds what neither flag allows to touch."""
+@contextmanager
+def opened_folder(config: CotTrainConfig) -> Iterator[Path]:
+    """The run's folder, made if it is not there, and locked. If it was, and the run is refused before it has a result, it is
+    taken away again.
+
+    UserError if it holds what neither flag allows to touch, or another process is in it.
+    """
     folder = Path(config.output_dir) if config.output_dir else next_run_dir(f"cot_{config.algorithm}")
     check_output_dir(folder, overwrite=config.overwrite, resume=config.resume)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    with locked(folder):
+        try:
+            yield folder
+        except UserError:
+            if made and {entry.name for entry in folder.iterdir()} <= {LOCK, CONFIG}:
+                shutil.rmtree(folder)
+                with suppress(OSError):  # by now another run has begun beside it
+                    for path in made[1:]:
+                        path.rmdir()
+            raise
 
 
 def clear(folder: Path) -> None:
-    remove_output(folder, "config.yaml", "run")
+    remove_output(folder, CONFIG, "run")
 
 
 def to_resume(folder: Path, config: CotTrainConfig) -> tuple[str | None, list[str]]:
@@ -53,14 +71,14 @@ def to_resume(folder: Path, config: CotTrainConfig) -> tuple[str | None, list[st
 
     UserError if it never began, or began with settings that `config` contradicts.
     """
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG).is_file():
         raise UserError(f"output folder '{folder}' holds no run to resume; drop --resume, and name an empty folder")
     path = get_last_checkpoint(str(folder))
     if path is None:
         clear(folder)
         return None, []
     kept = Path(path) / SETTINGS  # not config.yaml, which may have been edited since
-    settings = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else read_yaml(folder / "config.yaml")
+    settings = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else read_yaml(folder / CONFIG)
     changes = allowed_changes(str(folder), settings, config, FREE, INEXACT)
     truncate_metrics(folder / METRICS, int(path.rpartition("-")[2]))
     return path, [f"{change}: what comes is not exactly what would have come" for change in changes.values()]
@@ -93,7 +111,7 @@ def write_card(folder: Path, config: CotTrainConfig, label: str, found: Sequence
         *("---", "library_name: transformers", "pipeline_tag: text-generation", "---"),
         f"# {config.model} after {config.steps} steps of {config.algorithm}",
         "",
-        f"Trained with `gcpo-t2i cot train --config {folder / 'config.yaml'}` (seed {config.seed}), "
+        f"Trained with `gcpo-t2i cot train --config {folder / CONFIG}` (seed {config.seed}), "
         f"{config.questions_per_step} questions × {config.group_size} answers per step.",
         "",
         *(["| | before | after (95 %) |", "|---|---|---|", *table, ""] if table else []),

@@ -7,7 +7,8 @@ import importlib
 import os
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -22,10 +23,9 @@ from gcpo_t2i.cot.evaluation import Evaluation, RewardFn, evaluate, user_message
 from gcpo_t2i.cot.gold import missing_gold
 from gcpo_t2i.cot.models import load_text_model
 from gcpo_t2i.cot.questions import Question, load_questions
-from gcpo_t2i.cot.run import Progressing, clear, run_folder, to_resume, write_card, write_evaluation
+from gcpo_t2i.cot.run import CONFIG, Progressing, clear, opened_folder, to_resume, write_card, write_evaluation
 from gcpo_t2i.cot.versions import check_trl
 from gcpo_t2i.errors import UserError, did_you_mean
-from gcpo_t2i.folders import locked
 from gcpo_t2i.run import resolve_device
 from gcpo_t2i.yaml_files import save_config
 
@@ -59,25 +59,27 @@ def start(job: Job) -> Path:
     config = job.config
     if os.environ.get("RANK", "0") != "0":
         folder = Path(config.output_dir or "runs")
-        return run(job, folder, get_last_checkpoint(str(folder)) if config.resume else None)
-    folder = run_folder(config)
-    with locked(folder):
+        checkpoint = get_last_checkpoint(str(folder)) if config.resume else None
+        return run(job, trl_arguments(job, folder), folder, checkpoint)
+    with opened_folder(config) as folder:
+        arguments = trl_arguments(job, folder)  # if they are refused, a run that is there stays as it is
         if config.overwrite:
             clear(folder)
         checkpoint, notes = to_resume(folder, config) if config.resume else (None, [])
         for note in notes:
             job.console.print(f"[yellow]{note}[/]")
         config.output_dir = str(folder)
-        save_config(config, folder / "config.yaml")
-        return run(job, folder, checkpoint)
+        save_config(config, folder / CONFIG)
+        return run(job, arguments, folder, checkpoint)
 
 
 def prepare(config: CotTrainConfig) -> Job:
     """Data, reward and model. UserError for what is not there or not usable; nothing is written."""
     reward = load_reward(config.reward)
     numbers = reward is answer_reward
-    questions = load_questions(config.train_data, numbers=numbers)
+    questions = load_questions(config.train_data, numbers=numbers, negatives=config.negative_column)
     check_gold(config, questions)
+    check_kinds(questions, config.train_data)
     main = os.environ.get("RANK", "0") == "0"
     asked = config.eval.num_questions if main else 0
     held_out = load_questions(config.eval.data, asked, numbers) if asked else []
@@ -85,10 +87,10 @@ def prepare(config: CotTrainConfig) -> Job:
     return Job(config, model, tokenizer, questions, held_out, reward, Console(highlight=False, quiet=not main))
 
 
-def run(job: Job, folder: Path, checkpoint: str | None) -> Path:
+def run(job: Job, arguments: Any, folder: Path, checkpoint: str | None) -> Path:
     """Evaluates, trains, saves, evaluates."""
     config, console = job.config, job.console
-    trainer = make_trainer(config, folder, job.model, job.tokenizer, job.questions, job.reward)
+    trainer = make_trainer(job, arguments)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progressing(folder, config, console))
     console.print(
@@ -130,27 +132,43 @@ def measure(job: Job, trainer: Any, folder: Path, step: int) -> None:
     job.console.print(f"held-out {label} after step {step}: [bold]{evaluation.mean:.3f}[/] ± {evaluation.ci95:.3f}")
 
 
-def make_trainer(
-    config: CotTrainConfig, folder: Path, model: Any, tokenizer: Any, questions: Sequence[Question], reward: RewardFn
-) -> Any:
-    """The trainer of a run. UserError for settings in `trl` that TRL does not have, or that do not go together."""
-    from datasets import Dataset
+def trl_arguments(job: Job, folder: Path) -> Any:
+    """The GuidanceGRPOConfig of a run. UserError for settings in `trl` that TRL does not have, or that do not go together."""
+    from gcpo_t2i.cot import GuidanceGRPOConfig
 
-    from gcpo_t2i.cot import GuidanceGRPOConfig, GuidanceGRPOTrainer
-
+    config = job.config
     known = [item.name for item in dataclasses.fields(GuidanceGRPOConfig) if item.init]
     for name in config.trl:
         if name not in known:
             raise UserError(f"trl: GRPOConfig has no '{name}'{did_you_mean(name, known)}")
+    with refusals():
+        arguments: Any = GuidanceGRPOConfig(**trl_settings(config, folder))
+    check_enough(job.questions, arguments.generation_batch_size // config.group_size, config.train_data)
+    return arguments
+
+
+def make_trainer(job: Job, arguments: Any) -> Any:
+    """The trainer of a run. UserError for what TRL refuses."""
+    from datasets import Dataset
+
+    from gcpo_t2i.cot import GuidanceGRPOTrainer
+
     rows = [
-        {**question, "prompt": [{"role": "user", "content": user_message(config.prompt_template, question)}]}
-        for question in questions
+        {**question, "prompt": [{"role": "user", "content": user_message(job.config.prompt_template, question)}]}
+        for question in job.questions
     ]
+    with refusals():
+        return GuidanceGRPOTrainer(
+            job.model, job.reward, arguments, Dataset.from_list(rows), processing_class=job.tokenizer
+        )
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Errors of TRL about its settings, and about packages that they need, as UserErrors of one line."""
     try:
-        args: Any = GuidanceGRPOConfig(**trl_settings(config, folder))
-        check_enough(questions, args.generation_batch_size // config.group_size, config.train_data)
-        return GuidanceGRPOTrainer(model, reward, args, Dataset.from_list(rows), processing_class=tokenizer)
-    except ValueError as error:
+        yield
+    except (ValueError, ImportError) as error:
         raise UserError(" ".join(str(error).split())) from error
 
 
@@ -217,6 +235,20 @@ def check_gold(config: CotTrainConfig, questions: Sequence[Question]) -> None:
             f"algorithm '{config.algorithm}' puts references in the place of failed answers, and no question of "
             f"'{config.train_data}' has one; add a column 'gold' with right answers, written out"
         )
+
+
+def check_kinds(questions: Sequence[Question], source: str) -> None:
+    """UserError for a column that is a text here and a number there: TRL's data sets have one kind in each."""
+    from datasets import Dataset
+
+    for name in questions[0]:
+        try:
+            Dataset.from_dict({name: [question[name] for question in questions]})
+        except (TypeError, ValueError) as error:  # pyarrow's are both
+            raise UserError(
+                f"column '{name}' of '{source}' has values of different kinds ({error}); make them all texts, or all numbers, "
+                "or all lists"
+            ) from error
 
 
 def load_reward(name: str) -> RewardFn:

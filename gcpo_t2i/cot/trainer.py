@@ -22,8 +22,9 @@ from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOTrainer
 
 from gcpo_t2i.algo.credit import top_mass
+from gcpo_t2i.cot.columns import cells
 from gcpo_t2i.cot.gold import GoldAnswers
-from gcpo_t2i.cot.negatives import negative_prompt
+from gcpo_t2i.cot.negatives import check_cell, negative_prompt
 from gcpo_t2i.cot.trl_config import GuidanceGRPOConfig
 from gcpo_t2i.errors import UserError
 
@@ -33,7 +34,8 @@ Rows = list[dict[str, Any]]
 class GuidanceGRPOTrainer(GRPOTrainer):
     """Takes the arguments of `trl.GRPOTrainer`, with a GuidanceGRPOConfig as `args`.
 
-    UserError for other args, for columns that the data do not have, and for what gold answers do not go with.
+    UserError for other args, for columns that the data do not have, for rows without a negative prompt in theirs, and for what
+    gold answers do not go with.
     """
 
     args: GuidanceGRPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -50,15 +52,20 @@ class GuidanceGRPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args, *rest, **others)
         self.credit = args.text_credit()
         self.gold = GoldAnswers(self) if args.gold_column is not None else None
-        self._check_column("negative_column", args.negative_column)
+        if args.negative_column is not None:
+            for name, data in self._data().items():
+                for where, given in cells("negative_column", args.negative_column, data, name):
+                    check_cell(given, where, args.negative_column)
         self._rows: Rows = []  # of the batch that is being generated
         self._scored: Tensor | None = None  # its rewards, if they are known before TRL asks
         self._open: dict[str, Any] | None = None  # inputs of the loss that is being computed at sequence level
 
-    def _check_column(self, setting: str, column: str | None) -> None:
-        known = getattr(self.train_dataset, "column_names", None)
-        if column is not None and known and column not in known:
-            raise UserError(f"{setting} '{column}' is not in the data, which have {', '.join(known)}")
+    def _data(self) -> dict[str, Any]:
+        """The data sets, by what they are in Python."""
+        held_out: Any = self.eval_dataset
+        several = held_out if isinstance(held_out, dict) else {}
+        named = {f"eval_dataset['{name}']": data for name, data in several.items()} or {"eval_dataset": held_out}
+        return {"train_dataset": self.train_dataset, **named}
 
     # --- credit ---------------------------------------------------------------------------------------------------
 

@@ -49,8 +49,8 @@ class GuidanceGRPOConfig(GRPOConfig):
     gold_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the data with right answers. In a group without a success one takes the place of the answer "
-            "with the lowest reward (arXiv 2510.07790)."
+            "help": "Column of the data with right answers, texts or messages. In a group without a success one takes the "
+            "place of the answer with the lowest reward (arXiv 2510.07790)."
         },
     )
     success_reward: float = field(
