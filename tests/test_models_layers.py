@@ -93,6 +93,25 @@ def test_adapters_of_several_layers_are_two_products(
     torch.testing.assert_close(found(x), expected, atol=1e-5, rtol=1e-5)
     assert (expected - without).abs().max() > 0.1
     assert layers.low_rank(three, torch.float32)[0].shape == (2 * len(targets), x.shape[1])
+    norm = LlamaRMSNorm(x.shape[1])
+    norm.weight.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(1))
+    after = layers.projection(three, copied)(norm(x))
+    torch.testing.assert_close(layers.normed(norm, three, copied)(x), after, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_layer_is_added_to_the_residual(bias: bool, lower: bool) -> None:
+    torch.manual_seed(0)
+    linear, residual, x = nn.Linear(8, 4, bias=bias), torch.randn(3, 4), torch.randn(3, 8)
+    for copied in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            found = layers.added(linear, copied)(residual, x)
+            assert (
+                torch.equal(found, residual + linear(x)) if lower else (found - residual - linear(x)).abs().max() < 1e-6
+            )
+        assert found.dtype == torch.float32  # the residual is not rounded
 
 
 @torch.no_grad()

@@ -67,7 +67,11 @@ def js(cond_logits: Tensor, null_logits: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """−Σ_v p_v log p_v of logits (…,V) → (…) float32, nats, in [0, ln V]. Differentiable, for the entropy bonus."""
-    logp = _log_softmax(logits)
+    return entropy_of(_log_softmax(logits))
+
+
+def entropy_of(logp: Tensor) -> Tensor:
+    """The entropy of normalized log-probs (…,V)."""
     return -(logp.exp() * logp).sum(dim=-1)
 
 

@@ -49,15 +49,15 @@ def decode_step(
     cache.bias.index_fill_(-1, slot, 0)
     bias = cache.bias[..., :span]
     for layer, keys, values in zip(layers, cache.keys, cache.values, strict=True):
-        qkv = layer.qkv(layer.attention_norm(x)).view(rows, -1, d)  # (R, heads + 2 kv heads, d)
+        qkv = layer.qkv(x).view(rows, -1, d)  # (R, heads + 2 kv heads, d)
         turned = rotated(qkv[:, :-kv_heads], *rotary).to(keys.dtype)
         write(keys, place, turned[:, -kv_heads:])
         write(values, place, qkv[:, -kv_heads:])
         query = turned[:, :-kv_heads].view(rows, kv_heads, -1, d)
         mixed = attend(query, keys[:, :, :span], values[:, :, :span], bias, layer.scale)
-        x = x + layer.out(mixed.reshape(rows, -1))
-        gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
-        x = x + layer.down(layer.activation(gate).mul_(up))
+        x = layer.out(x, mixed.reshape(rows, -1))
+        gate, up = layer.gate_up(x).chunk(2, dim=-1)
+        x = layer.down(x, layer.activation(gate).mul_(up))
     return x
 
 

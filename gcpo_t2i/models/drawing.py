@@ -58,7 +58,7 @@ def describe(cond: Tensor, null: Tensor | None, mixture: Tensor, tokens: Tensor,
     out = {name: rows.gather(-1, tokens[..., None]).squeeze(-1) for name, rows in of_token.items()}
     for name in how.stats:
         if name == "entropy":
-            out[name] = credit.entropy(mixture)
+            out[name] = credit.entropy_of(mixture)
         elif null is not None and name in PAIR_STATS:
             out[name] = PAIR_STATS[name](cond, null)
     return {"tokens": tokens, **out}

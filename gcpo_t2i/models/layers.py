@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gcpo_t2i.models.cache import working_dtype
 
 Head = Callable[[Tensor], Tensor]
+Adder = Callable[[Tensor, Tensor], Tensor]  # (residual (R, D), x) → the residual and a layer of x
 
 COPY_BYTES = 1 << 32  # of weights that are copied on a CPU where a copy saves time only
 
@@ -26,13 +27,11 @@ COPY_BYTES = 1 << 32  # of weights that are copied on a CPU where a copy saves t
 class Layer:
     """A decoder layer of the trunk."""
 
-    qkv: Head  # (R, D) → (R, (heads + 2 kv heads) * d)
-    out: Head
-    gate_up: Head  # (R, D) → (R, 2 * MLP width)
-    down: Head
+    qkv: Head  # residual (R, D) → (R, (heads + 2 kv heads) * d), norm included
+    out: Adder
+    gate_up: Head  # residual (R, D) → (R, 2 * MLP width), norm included
+    down: Adder
     activation: Head
-    attention_norm: Head
-    mlp_norm: Head
     scale: float
 
 
@@ -43,31 +42,53 @@ def engine_layers(trunk: Any) -> list[Layer]:
     def layer(module: Any) -> Layer:
         attention, mlp = module.self_attn, module.mlp
         return Layer(
-            qkv=projection([attention.q_proj, attention.k_proj, attention.v_proj], copied),
-            out=projection([attention.o_proj], copied),
-            gate_up=projection([mlp.gate_proj, mlp.up_proj], copied),
-            down=projection([mlp.down_proj], copied),
+            qkv=normed(module.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj], copied),
+            out=added(attention.o_proj, copied),
+            gate_up=normed(module.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], copied),
+            down=added(mlp.down_proj, copied),
             activation=mlp.act_fn,
-            attention_norm=rms_norm(module.input_layernorm),
-            mlp_norm=rms_norm(module.post_attention_layernorm),
             scale=attention.scaling,
         )
 
     return [layer(module) for module in trunk.layers]
 
 
-def rms_norm(norm: Any) -> Head:
-    """LlamaRMSNorm in one kernel, and on a CPU, where torch takes eleven, in five: 17 instead of 33 µs for 64 rows of 256."""
+def is_lean(weight: Tensor) -> bool:
+    """Whether small kernels are what takes the time, and sums may be rounded once less often than the trunk does: float32 on a
+    CPU. On CUDA a step is captured, and in bfloat16 a rollout is to round as the passes of an update do."""
+    return weight.device.type == "cpu" and working_dtype(weight) == torch.float32
+
+
+def rms_norm(norm: Any, weighted: bool = True) -> Head:
+    """LlamaRMSNorm in one kernel, and on a CPU, where torch takes eleven, in five: 17 instead of 33 µs for 64 rows of 256.
+    Not `weighted`: without the weight, where `is_lean`."""
     weight, epsilon = norm.weight, norm.variance_epsilon
-    if weight.device.type != "cpu" or working_dtype(weight) != torch.float32:
+    if not is_lean(weight):
         return lambda x: F.rms_norm(x, weight.shape, weight.to(x.dtype), epsilon)
     constant, share = weight.new_full((1, 1), epsilon), 1 / len(weight)
 
     def normalized(x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x * torch.addcmul(constant, length, length, value=share).rsqrt_() * weight
+        return x * torch.addcmul(constant, length, length, value=share).rsqrt_()
 
-    return normalized
+    return (lambda x: normalized(x) * weight) if weighted else normalized
+
+
+def normed(norm: Any, linears: Sequence[Any], copied: bool) -> Head:
+    """x (R, D) → `projection` of its norm, whose weight a copy has in its own."""
+    within = copied and is_lean(norm.weight) and all(map(_is_known, linears))
+    normalized = rms_norm(norm, weighted=not within)
+    head = projection(linears, copied, norm.weight if within else None)
+    return lambda x: head(normalized(x))
+
+
+def added(linear: Any, copied: bool) -> Adder:
+    """(residual, x) → residual + the layer of x, in one product where nothing is lost by it."""
+    if copied and type(linear) is nn.Linear and linear.bias is None and is_lean(linear.weight):
+        weight = linear.weight.t().contiguous()
+        return lambda residual, x: torch.addmm(residual, x, weight)
+    head = projection([linear], copied)
+    return lambda residual, x: residual + head(x)
 
 
 def copies(trunk: Any) -> bool:
@@ -94,8 +115,9 @@ def _projections(layer: Any) -> list[Any]:
     ]
 
 
-def projection(linears: Sequence[Any], copied: bool) -> Head:
-    """x (R, D) → the outputs of linear layers of x, side by side, with adapters of PEFT where they have some.
+def projection(linears: Sequence[Any], copied: bool, factor: Tensor | None = None) -> Head:
+    """x (R, D) → the outputs of linear layers of x, side by side, with adapters of PEFT where they have some; of x times
+    `factor` (D,), which only copies can have.
 
     The copy is one matrix; on a CPU it lies in memory by columns. For 64 rows of width 256 that takes 0.7 of the time of
     three layers. Adapters are two products more, however many layers have them. What is neither torch's nor PEFT's usual
@@ -105,10 +127,11 @@ def projection(linears: Sequence[Any], copied: bool) -> Head:
         return linears[0] if len(linears) == 1 else lambda x: torch.cat([module(x) for module in linears], dim=-1)
     bases = [_base(module) for module in linears]
     dtype = working_dtype(bases[0].weight)
-    base = _side_by_side(bases, dtype) if copied else _one_by_one(bases)
+    base = _side_by_side(bases, dtype, factor) if copied else _one_by_one(bases)
     if all(module is own for module, own in zip(linears, bases, strict=True)):
         return base
     down, up = low_rank(linears, dtype)
+    down = down if factor is None else down * factor
 
     def adapted(x: Tensor) -> Tensor:
         return torch.addmm(base(x), F.linear(x, down), up)
@@ -116,8 +139,9 @@ def projection(linears: Sequence[Any], copied: bool) -> Head:
     return adapted
 
 
-def _side_by_side(linears: Sequence[nn.Linear], dtype: torch.dtype) -> Head:
+def _side_by_side(linears: Sequence[nn.Linear], dtype: torch.dtype, factor: Tensor | None) -> Head:
     weight = torch.cat([module.weight.to(dtype) for module in linears])
+    weight = weight if factor is None else weight * factor
     if weight.device.type == "cpu":
         weight = weight.t().contiguous().t()
     biases: list[Tensor] = [module.bias for module in linears if module.bias is not None]
