@@ -172,8 +172,8 @@ def test_cache_bytes_are_those_that_decoding_holds(
     policy.sample(cond, null, group=3, guidance=2.0 if guided else 1.0)
     rows = 12 if guided else 6
     assert max(seen) == memory.cache_bytes(read_sizes(tiny_folder), rows, 6, Precision(), grows=True)
-    # keys and values of 2 layers and a spare tensor, 2 heads of 16 channels, 32 positions; the mask
-    assert max(seen) == (2 * 2 + 1) * rows * 2 * 32 * 16 * 4 + rows * 32 * 4
+    # keys and values of 2 layers and a spare tensor, 2 heads of 16 channels, 32 positions; the mask of each head
+    assert max(seen) == (2 * 2 + 1) * rows * 2 * 32 * 16 * 4 + rows * 2 * 32 * 4
 
 
 def saved_bytes(

@@ -151,11 +151,12 @@ def cache_bytes(sizes: Sizes, rows: int, prefix: int, precision: Precision, grow
     """Keys and values of R rows at the end of a rollout: 2·N·R·kv heads·C·d·c, and the mask R·C·c.
 
     C is prefix + T − 1 positions in whole blocks (the last code is not fed back). Where the cache `grows`, one tensor
-    of one layer is there twice.
+    of one layer is there twice, and the mask once for each kv head.
     """
     capacity = whole_blocks(prefix + sizes.positions - 1)
     tensor = rows * sizes.kv_heads * capacity * sizes.head_dim * precision.compute
-    return (2 * sizes.layers + grows) * tensor + rows * capacity * precision.compute
+    masks = sizes.kv_heads if grows else 1
+    return (2 * sizes.layers + grows) * tensor + rows * masks * capacity * precision.compute
 
 
 def engine_bytes(sizes: Sizes, precision: Precision) -> int:
