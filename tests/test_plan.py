@@ -302,7 +302,8 @@ def test_memory_of_the_default_run_by_hand() -> None:
     n, t = 4_549_059, 2_908_608
     assert (parts.weights, parts.reference, parts.gradients, parts.optimizer) == (4 * n, 4 * n, 4 * t, 8 * t)
     tensor = 128 * 6 * 160 * 32 * 4  # rows, heads, 16 + 143 positions in blocks of 32, channels
-    assert parts.cache == (12 + 1) * tensor + 128 * 160 * 4  # keys and values of 6 layers, one of them being copied
+    # keys and values of 6 layers, one of them being copied, and the mask of each head
+    assert parts.cache == (12 + 1) * tensor + 6 * 128 * 160 * 4
     assert parts.engine == 4 * 6 * 192 * (4 * 192 + 3 * 512)  # q, k, v, o; gate, up, down
     assert parts.logits == 3 * 4 * 16 * 144 * 512
     blocks = 80 * 80, 79 * 159  # queries × keys of 159 positions
@@ -317,7 +318,8 @@ def test_memory_of_the_default_run_by_hand() -> None:
 def test_memory_on_a_gpu() -> None:
     gpu, cpu = of(PlanConfig(), CUDA), of(PlanConfig(), CPU)
     assert gpu.attention == 0  # fused
-    assert gpu.cache * 13 == (cpu.cache - 128 * 160 * 4) // 2 * 12 + 13 * 128 * 160 * 2  # bfloat16, and no copy
+    # bfloat16, no copy, one mask for all heads
+    assert gpu.cache * 13 == (cpu.cache - 6 * 128 * 160 * 4) // 2 * 12 + 13 * 128 * 160 * 2
     assert gpu.peak == gpu.resident + max(gpu.cache + gpu.engine, gpu.logits + gpu.activations)
     assert gpu.engine * 2 == cpu.engine
     assert of(PlanConfig(dtype="float32"), CUDA).cache * 13 == (cpu.cache - 128 * 160 * 4) * 12 + 13 * 128 * 160 * 4
