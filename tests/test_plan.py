@@ -322,7 +322,8 @@ def test_memory_on_a_gpu() -> None:
     assert gpu.cache * 13 == (cpu.cache - 6 * 128 * 160 * 4) // 2 * 12 + 13 * 128 * 160 * 2
     assert gpu.peak == gpu.resident + max(gpu.cache + gpu.engine, gpu.logits + gpu.activations)
     assert gpu.engine * 2 == cpu.engine
-    assert of(PlanConfig(dtype="float32"), CUDA).cache * 13 == (cpu.cache - 128 * 160 * 4) * 12 + 13 * 128 * 160 * 4
+    in_float32 = of(PlanConfig(dtype="float32"), CUDA).cache
+    assert in_float32 * 13 == (cpu.cache - 6 * 128 * 160 * 4) * 12 + 13 * 128 * 160 * 4
     assert of(PlanConfig(monitor=MonitorConfig(kl=False)), CPU).reference == 0
     wide = PlanConfig(eval=EvalConfig(batch_size=100))  # evaluation holds more rows than training
     assert of(wide, CPU).cache * 128 == cpu.cache * 200
