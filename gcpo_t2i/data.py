@@ -118,10 +118,10 @@ class PromptSampler:
 
     Prompts with a `tag` column take turns by tag: position i belongs to tag i mod K (K tags, in order of first appearance), so
     any K prompts in a row hold every tag once, however few prompts a tag has (ShapesWorld: 6 single_object, 2352 color_attr).
-    With a `mix` (tag → whole number) a tag takes that many turns in each round, 0 leaves it out. Within a tag every epoch is a
-    new shuffle of all its prompts, drawn from (seed, tag, epoch). Without tags K = 1.
+    With a `mix` (tag → whole number) a tag takes that many turns in each round; what is 0 or not named is left out. Within a
+    tag every epoch is a new shuffle of all its prompts, drawn from (seed, tag, epoch). Without tags K = 1.
 
-    Raises UserError for a mix that does not name exactly the tags of the prompts, or leaves none.
+    Raises UserError for a mix that names a tag that no prompt has, or leaves none.
     """
 
     def __init__(self, prompts: Sequence[Prompt], seed: int, mix: Mapping[str, int] | None = None) -> None:
@@ -130,13 +130,13 @@ class PromptSampler:
         groups: dict[str, list[Prompt]] = {}
         for prompt in prompts:
             groups.setdefault(str(prompt.columns.get("tag", "")), []).append(prompt)
-        if mix is not None and (mix.keys() != groups.keys() or not any(mix.values()) or min(mix.values()) < 0):
+        if mix is not None and (mix.keys() - groups.keys() or not any(mix.values()) or min(mix.values()) < 0):
             raise UserError(
-                f"train_mix {dict(mix)} must give a number >= 0 to each tag of the prompts, and not only zeros; "
+                f"train_mix {dict(mix)} must give numbers >= 0 to tags of the prompts, and not only zeros; "
                 f"their tags: {', '.join(tag or '(none)' for tag in groups)}"
             )
         self.groups = list(groups.values())
-        shares = [1 if mix is None else mix[tag] for tag in groups]
+        shares = [1 if mix is None else mix.get(tag, 0) for tag in groups]
         # turn by turn, so that a round alternates: 2 : 1 gives a b a
         self.round = [group for turn in range(max(shares)) for group, share in enumerate(shares) if turn < share]
         self.seed = seed

@@ -156,7 +156,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         lambda p: p.train("--success_reward", "nan"),
         "success_reward: 'nan' is not a number",
     ),
-    "tag that is not there": (lambda p: p.train("--train_mix", '{"a": 1}'), "train_mix {'a': 1} must give a number"),
+    "tag that is not there": (lambda p: p.train("--train_mix", '{"a": 1}'), "train_mix {'a': 1} must give numbers"),
     "parts that cut a group": (
         lambda p: p.train("--group_size", "8", "--rollout_batch_size", "12"),
         "rollout_batch_size 12 is no multiple of group_size 8, and groups are sampled whole; use 16",

@@ -11,6 +11,8 @@ import numpy as np
 from gcpo_t2i.compare.bootstrap import Estimate
 from gcpo_t2i.compare.results import Outcome, Row
 
+BANDS = 5  # of more rows they would hide the curves
+
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
     """Running mean over the last axis, centred; at the ends over what there is of the window."""
@@ -56,9 +58,10 @@ def _curves(axes: Any, rows: Sequence[Row], outcomes: Sequence[Outcome], colors:
         mean, half = band(smooth(curves, window))
         steps = np.arange(1, len(mean) + 1)
         axes.plot(steps, mean, color=colors[row.algorithm], label=row.algorithm)
-        axes.fill_between(steps, mean - half, mean + half, color=colors[row.algorithm], alpha=0.15, linewidth=0)
+        if len(rows) <= BANDS:
+            axes.fill_between(steps, mean - half, mean + half, color=colors[row.algorithm], alpha=0.15, linewidth=0)
     axes.set_title("training reward", loc="left")
-    axes.set_xlabel(f"step (running mean over {window}; band: 95 % over seeds)")
+    axes.set_xlabel(f"step (running mean over {window}{'; band: 95 % over seeds' if len(rows) <= BANDS else ''})")
     axes.legend(frameon=False, fontsize="small")
 
 

@@ -181,7 +181,7 @@ class TrainConfig:
     train_prompts: str = "shapesworld:train"
     """shapesworld:train, or a .txt file (a prompt per line), or a .jsonl file (GenEval's metadata format)."""
     train_mix: dict[str, int] | None = None
-    """How often prompts of each tag come, as {tag: share, ...}; null = equally."""
+    """How often prompts of each tag come, as {tag: share, ...}, those of others never; null = equally."""
     prompts_per_step: int = bounded(8, "> 0")
     """Different prompts per step, over all processes."""
     group_size: int = bounded(8, "> 0")
