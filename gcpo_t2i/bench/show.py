@@ -112,7 +112,7 @@ def draw(path: Path, found: Found) -> None:
 
     assert found.model is not None
     figure = Figure(figsize=(4.0 * len(AXES), 3.6), layout="constrained")
-    panels: Any = figure.subplots(1, len(AXES), squeeze=False)[0]
+    panels: Any = figure.subplots(1, len(AXES), squeeze=False, sharey=True)[0]
     for axes, (axis, label) in zip(panels, AXES.items(), strict=True):
         rows = [row for row in found.rows if row.axis == axis]
         values = [row.value for row in rows]
