@@ -98,8 +98,9 @@ class References:
     def _picture(self, prompt: Prompt) -> Image.Image:
         gold = given(prompt)
         if gold is None:
+            assert self.seed is not None  # else the prompt has no reference
             words = int.from_bytes(hashlib.sha256(prompt.text.encode()).digest()[:8], "big")
-            scene = sample_scene(_specs()[prompt.text], np.random.default_rng((self.seed or 0, words)))
+            scene = sample_scene(_specs()[prompt.text], np.random.default_rng((self.seed, words)))
             return Image.fromarray(render(scene))
         folder = Path() if self.source.startswith(DATASET) else Path(self.source).parent
         try:

@@ -113,8 +113,9 @@ def measured(work: Workload, base: Shape, on_progress: Callable[[], None]) -> li
     """All variations of the base. Pieces of a rollout and of an update are timed, see `plan.timing`. UserError where one does
     not fit the memory, before the first is measured."""
     rows, policies = [], {}
+    prefix = work.conditions()[0].trimmed().mask.shape[1]
     for _, _, shape, group in variations(base, work.config.group_size):
-        check_memory(work, shape, group)
+        check_memory(work, shape, group, prefix)
     for axis, value, shape, group in variations(base, work.config.group_size):
         if shape not in policies:
             policies = {shape: work.make(shape)}  # one at a time
@@ -123,14 +124,14 @@ def measured(work: Workload, base: Shape, on_progress: Callable[[], None]) -> li
     return rows
 
 
-def cache_bytes(work: Workload, shape: Shape, group: int) -> int:
+def cache_bytes(work: Workload, shape: Shape, group: int, prefix: int) -> int:
     """Keys and values of both branches of all images."""
-    positions = whole_blocks(work.conditions()[0].trimmed().mask.shape[1] + shape.side**2 - 1)
+    positions = whole_blocks(prefix + shape.side**2 - 1)
     return 2 * shape.layers * shape.dim * work.element_bytes * 2 * work.config.prompts * group * positions
 
 
-def check_memory(work: Workload, shape: Shape, group: int) -> None:
-    needed, free = cache_bytes(work, shape, group), free_memory(work.device)
+def check_memory(work: Workload, shape: Shape, group: int, prefix: int) -> None:
+    needed, free = cache_bytes(work, shape, group, prefix), free_memory(work.device)
     if needed > free:
         raise UserError(
             f"scaling: keys and values of {work.config.prompts * group} images of {shape.side**2} codes take "
@@ -159,7 +160,7 @@ def _row(work: Workload, shape: Shape, policy: Any, axis: str, value: int, group
         policy.zero_grad(set_to_none=True)
 
     seconds = watch.median(update) / one * images
-    return Row(axis, value, images, load, rollout, seconds, cache_bytes(work, shape, group))
+    return Row(axis, value, images, load, rollout, seconds, cache_bytes(work, shape, group, prefix))
 
 
 def unbuilt_load(shape: Shape, images: int, prefix: int, size: int) -> Load:
