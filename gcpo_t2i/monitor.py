@@ -26,6 +26,7 @@ Metrics = dict[str, Any]
 WINDOW = 10  # steps whose mean is compared with that of other ten; no verdict before there are twice as many
 NOISE = 4.0  # standard errors that a difference of two such means must exceed
 CONSTANT_STEPS = 5  # in a row in which a reward gave every image one and the same score
+FEW_REFERENCES = 8  # that the rewards must have refused, all that there were
 
 # By what share a quantity must fall, at least, to be warned of. Honest runs of the embedded model lower entropy by up to 24 %
 # and diversity by up to 14 % (19 runs), as RL has to: it makes likely what was rewarded; and sharpness and saturation by
@@ -170,7 +171,7 @@ class Monitor:
     def judge(self, row: Mapping[str, Any]) -> list[Alarm]:
         """Takes the row of the next step, and returns the alarms of kinds that were not there before."""
         self.rows.append(row)
-        texts = self._hacked() | self._constant()
+        texts = self._hacked() | self._constant() | self._refused()
         new = [Alarm(kind, row["step"], text) for kind, text in texts.items() if kind not in self.alarms]
         self.alarms |= {kind: replace(self.alarms[kind], text=texts[kind]) for kind in texts if kind in self.alarms}
         self.alarms |= {alarm.kind: alarm for alarm in new}
@@ -209,3 +210,13 @@ class Monitor:
                     "it teaches nothing; try it with gcpo-t2i rewards check"
                 )
         return texts
+
+    def _refused(self) -> dict[str, str]:
+        refused, taken = (sum(row.get(f"gold/{what}", 0) for row in self.rows) for what in ("rejected", "injected"))
+        if taken or refused < FEW_REFERENCES:
+            return {}
+        text = (
+            f"the rewards refused all {refused} references, as the model's tokenizer shows them, so no group was helped; see "
+            "whether they fulfil their prompts, and whether --success_reward asks too much"
+        )
+        return {"references": text}

@@ -168,6 +168,9 @@ def test_a_cache_that_grows_keeps_what_is_in_it(monkeypatch: pytest.MonkeyPatch)
             for tensor, expected in ((grown.keys[layer], keys + layer), (grown.values[layer], values + layer)):
                 assert tensor.shape == (2, 2, span, 4) and tensor.is_contiguous()
                 assert torch.equal(tensor[:, :, :3], expected.expand(2, -1, -1, -1)) and not tensor[:, :, 3:].any()
+            read_keys, read_values = grown.read(span)[layer]  # of the memory that was written to last
+            assert torch.equal(read_keys, grown.keys[layer].view(4, span, 4).mT)
+            assert torch.equal(read_values, grown.values[layer].view(4, span, 4))
     assert {tensor.data_ptr() for tensor in (*grown.keys, *grown.values, grown.spare)} == memory  # nothing is allocated
 
 
@@ -215,7 +218,6 @@ def test_the_static_cache_of_accelerators_gives_the_same_codes(monkeypatch: pyte
 
     monkeypatch.setattr(decoding, "decode_step", watched)
     monkeypatch.setattr(decoding, "Cache", lambda *sizes, grows: cache.Cache(*sizes, grows=False))
-    monkeypatch.setattr(decoding, "attend_by_products", cache.attend_fused)
     static = sample()
     assert [span for span, _ in spans] == [12] * 4 + [16] * 4 + [20] * 4 + [24] * 3  # 8 + 1 … 8 + 15 positions in use
     assert {capacity for _, capacity in spans} == {24}
@@ -261,14 +263,15 @@ def test_one_graph_for_every_span_and_plain_steps_where_capturing_fails(
 
 
 def test_both_attentions_agree() -> None:
-    query, keys, values = (torch.randn(3, 2, n, 8, generator=seeded(n)) for n in (2, 12, 13))
-    values = values[:, :, :12]
+    query, keys, values = (torch.randn(3, n, 12, 8, generator=seeded(n)) for n in (4, 2, 3))
+    query, values = query[:, :, 0], values[:, :2]  # 4 heads over 2 kv heads
     bias = torch.zeros(3, 1, 1, 12)
     bias[0, ..., :4] = -torch.inf
     bias[:, ..., 10:] = -torch.inf
     fused = cache.attend_fused(query, keys, values, bias, 0.3)
     each = bias.expand(3, 2, 1, 12).flatten(0, 1)  # of the 2 kv heads
-    torch.testing.assert_close(cache.attend_by_products(query, keys, values, each, 0.3), fused, atol=1e-5, rtol=1e-5)
+    flat = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
+    torch.testing.assert_close(cache.attend_by_products(query, *flat, each, 0.3), fused, atol=1e-5, rtol=1e-5)
 
 
 # ---- groups, prefill, seeds

@@ -206,6 +206,22 @@ def test_a_reward_that_says_the_same_five_times_is_named() -> None:
     assert Monitor(varied).active == []
 
 
+def test_references_that_are_all_refused_are_a_warning_until_one_is_taken() -> None:
+    def rows(*counts: tuple[int, int]) -> list[dict[str, Any]]:
+        return [
+            {"step": i + 1, "reward": 0.5, "gold/injected": taken, "gold/rejected": refused}
+            for i, (taken, refused) in enumerate(counts)
+        ]
+
+    monitor = Monitor(rows((0, 3), (0, 4)))
+    assert monitor.active == []
+    (alarm,) = monitor.judge({"step": 3, "reward": 0.5, "gold/injected": 0, "gold/rejected": 1})
+    assert alarm.kind == "references" and "the rewards refused all 8 references" in alarm.text
+    assert monitor.judge({"step": 4, "reward": 0.5, "gold/injected": 1, "gold/rejected": 9}) == []
+    assert monitor.active == []
+    assert Monitor(rows((1, 0), (0, 90))).active == Monitor(constant_rows(0)).active == []
+
+
 # --- runs ---------------------------------------------------------------------
 
 

@@ -72,7 +72,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 def entropy_of(logp: Tensor) -> Tensor:
     """The entropy of normalized log-probs (…,V)."""
-    return -(logp.exp() * logp).sum(dim=-1)
+    return -torch.linalg.vecdot(logp.exp(), logp)
 
 
 # --- contrasts: rollout tensors (B,T) → evidence (B,T) ----------------------------------------------------------------

@@ -67,7 +67,7 @@ class Cache:
 
     def __init__(self, prefix: Prefix, group: int, length: int, grows: bool) -> None:
         """Room for `length` positions after the prefix, whose rows come `group` times in a row."""
-        first = prefix.keys[0]
+        first, self.grows = prefix.keys[0], grows
         rows, self.filled = len(first) * group, first.shape[2]
         self.shape = (rows, first.shape[1], first.shape[3])  # (R, kv heads, head_dim)
         room = whole_blocks(self.filled + length)
@@ -84,6 +84,7 @@ class Cache:
             ]
             for tensors in (prefix.keys, prefix.values)
         )
+        self._operands: list[tuple[Tensor, Tensor]] | None = None
 
     def _filled(self, memory: Tensor, content: Tensor, capacity: int) -> Tensor:
         """The start of flat `memory` as (R, kv heads, capacity, head_dim): `content`, and zeros behind it, because what is
@@ -103,7 +104,21 @@ class Cache:
                     tensors[layer] = self._filled(self.spare, tensor, span)
                     self.spare = tensor.as_strided(self.spare.shape, (1,))
             self.capacity = span
+            self._operands = None
         return span
+
+    def read(self, span: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values per layer as attention over the first `span` positions takes them: (R, kv heads, span, head_dim) each
+        for `attend_fused`; where the cache grows, and `span` is all of it, (R * kv heads, head_dim, span) and
+        (R * kv heads, span, head_dim) for `attend_by_products`, kept, as views in every step took 2 % of a rollout."""
+        if not self.grows:
+            return [
+                (keys[:, :, :span], values[:, :, :span]) for keys, values in zip(self.keys, self.values, strict=True)
+            ]
+        if self._operands is None:
+            pairs = zip(self.keys, self.values, strict=True)
+            self._operands = [(keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)) for keys, values in pairs]
+        return self._operands
 
 
 def write(tensor: Tensor, slot: Tensor | int, new: Tensor) -> None:
@@ -115,13 +130,14 @@ def write(tensor: Tensor, slot: Tensor | int, new: Tensor) -> None:
 
 
 def attend_by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """One position's attention: query (R, kv heads, queries per kv head, d) over (R, kv heads, C, d), bias (R * kv heads, 1, C)
-    → query's shape. Scale and bias are part of the first product."""
-    queries, keys, values = (tensor.flatten(0, 1) for tensor in (query, keys, values))
-    weights = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=scale).softmax(-1, dtype=torch.float32)
-    return torch.bmm(weights.to(values.dtype), values).view(query.shape)
+    """One position's attention: query (R, heads, d) over keys (R * kv heads, d, C) and values (R * kv heads, C, d), bias
+    (R * kv heads, 1, C) → (R, heads * d). Scale and bias are part of the first product."""
+    rows, _, d = query.shape
+    weights = torch.baddbmm(bias, query.reshape(len(keys), -1, d), keys, alpha=scale).softmax(-1)  # in float32 within
+    return torch.bmm(weights, values).view(rows, -1)
 
 
 def attend_fused(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """The same in one kernel: what accelerators want."""
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scale)
+    """The same in one kernel, over keys and values (R, kv heads, C, d): what accelerators want."""
+    queries = query.unflatten(1, (keys.shape[1], -1))
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale).reshape(len(query), -1)

@@ -42,20 +42,22 @@ def decode_step(
 
     The position's keys and values go into the cache at `slot` (1,); attention runs over its first `span` positions.
     """
-    rows, (_, kv_heads, d) = x.shape[0], cache.shape
-    on_cpu = x.device.type == "cpu"
-    attend = attend_by_products if on_cpu else attend_fused
-    place = int(slot) if on_cpu else slot  # a CPU copies much faster to a place that it is told as a number
+    rows, kv_heads, d = cache.shape
+    last = (-kv_heads,)
+    attend = attend_by_products if cache.grows else attend_fused
+    place = (
+        int(slot) if x.device.type == "cpu" else slot
+    )  # a CPU copies much faster to a place that it is told as a number
     cache.bias.index_fill_(-1, slot, 0)
     bias = cache.bias[..., :span]
-    for layer, keys, values in zip(layers, cache.keys, cache.values, strict=True):
-        qkv = layer.qkv(x).view(rows, -1, d)  # (R, heads + 2 kv heads, d)
-        turned = rotated(qkv[:, :-kv_heads], *rotary).to(keys.dtype)
-        write(keys, place, turned[:, -kv_heads:])
-        write(values, place, qkv[:, -kv_heads:])
-        query = turned[:, :-kv_heads].view(rows, kv_heads, -1, d)
-        mixed = attend(query, keys[:, :, :span], values[:, :, :span], bias, layer.scale)
-        x = layer.out(x, mixed.reshape(rows, -1))
+    for layer, keys, values, known in zip(layers, cache.keys, cache.values, cache.read(span), strict=True):
+        qk, value = (
+            layer.qkv(x).view(rows, -1, d).tensor_split(last, dim=1)
+        )  # (R, heads + kv heads, d), (R, kv heads, d)
+        query, key = rotated(qk, *rotary).to(keys.dtype).tensor_split(last, dim=1)
+        write(keys, place, key)
+        write(values, place, value)
+        x = layer.out(x, attend(query, *known, bias, layer.scale))
         gate, up = layer.gate_up(x).chunk(2, dim=-1)
         x = layer.down(x, layer.activation(gate).mul_(up))
     return x
