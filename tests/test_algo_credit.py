@@ -95,6 +95,15 @@ def test_statistics_keep_leading_shape_are_float32_and_zero_for_equal_rows():
     torch.testing.assert_close(entropy(logits), entropy(logits.float()))
 
 
+def test_statistics_are_float32_under_autocast_as_well():
+    """Rollouts run under it, and it lowers the products that it knows."""
+    p, q = torch.randn(2, 3, 11, generator=generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = exact_kl(p, q), js(p, q), entropy(p)
+    for found, expected in zip(lower, (exact_kl(p, q), js(p, q), entropy(p)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_ruled_out_codes_count_for_nothing():
     row = torch.tensor([1.0, 2.0, -torch.inf], requires_grad=True)
     other = torch.tensor([2.0, 0.5, -torch.inf])

@@ -71,8 +71,8 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def entropy_of(logp: Tensor) -> Tensor:
-    """The entropy of normalized log-probs (…,V)."""
-    return -torch.linalg.vecdot(logp.exp(), logp)
+    """The entropy of normalized log-probs (…,V), in their precision: a product that autocast knows would lower it."""
+    return -(logp.exp() * logp).sum(dim=-1)
 
 
 # --- contrasts: rollout tensors (B,T) → evidence (B,T) ----------------------------------------------------------------

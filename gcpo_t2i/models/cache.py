@@ -111,12 +111,10 @@ class Cache:
         """Keys and values per layer as attention over the first `span` positions takes them: (R, kv heads, span, head_dim) each
         for `attend_fused`; where the cache grows, and `span` is all of it, (R * kv heads, head_dim, span) and
         (R * kv heads, span, head_dim) for `attend_by_products`, kept, as views in every step took 2 % of a rollout."""
+        pairs = zip(self.keys, self.values, strict=True)
         if not self.grows:
-            return [
-                (keys[:, :, :span], values[:, :, :span]) for keys, values in zip(self.keys, self.values, strict=True)
-            ]
+            return [(keys[:, :, :span], values[:, :, :span]) for keys, values in pairs]
         if self._operands is None:
-            pairs = zip(self.keys, self.values, strict=True)
             self._operands = [(keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)) for keys, values in pairs]
         return self._operands
 

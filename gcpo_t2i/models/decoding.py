@@ -45,15 +45,13 @@ def decode_step(
     rows, kv_heads, d = cache.shape
     last = (-kv_heads,)
     attend = attend_by_products if cache.grows else attend_fused
-    place = (
-        int(slot) if x.device.type == "cpu" else slot
-    )  # a CPU copies much faster to a place that it is told as a number
+    # a CPU copies much faster to a place that it is told as a number
+    place = int(slot) if x.device.type == "cpu" else slot
     cache.bias.index_fill_(-1, slot, 0)
     bias = cache.bias[..., :span]
     for layer, keys, values, known in zip(layers, cache.keys, cache.values, cache.read(span), strict=True):
-        qk, value = (
-            layer.qkv(x).view(rows, -1, d).tensor_split(last, dim=1)
-        )  # (R, heads + kv heads, d), (R, kv heads, d)
+        # (R, heads + kv heads, d) and (R, kv heads, d)
+        qk, value = layer.qkv(x).view(rows, -1, d).tensor_split(last, dim=1)
         query, key = rotated(qk, *rotary).to(keys.dtype).tensor_split(last, dim=1)
         write(keys, place, key)
         write(values, place, value)
